@@ -1,0 +1,23 @@
+"""sdpo: Stepwise Diffusion Policy Optimization for few-step text-to-image diffusion models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Config", "Trainer", "UserError", "__version__"]
+
+if TYPE_CHECKING:
+    from sdpo.config import Config
+    from sdpo.errors import UserError
+    from sdpo.trainer import Trainer
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import sdpo` stays instant, diffusers takes seconds."""
+    import importlib
+
+    homes = {"Config": "sdpo.config", "Trainer": "sdpo.trainer", "UserError": "sdpo.errors"}
+    if name in homes:
+        return getattr(importlib.import_module(homes[name]), name)
+    raise AttributeError(f"module 'sdpo' has no attribute {name!r}")

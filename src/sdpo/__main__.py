@@ -1,0 +1,7 @@
+"""`python -m sdpo`, and `accelerate launch -m sdpo`."""
+
+import sys
+
+from sdpo.cli import main
+
+sys.exit(main())

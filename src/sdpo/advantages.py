@@ -1,0 +1,102 @@
+"""Returns to advantages: normalisers with a state that persists across epochs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_EPSILON = 1e-6
+
+
+class Normalizer(ABC):
+    """Turns returns into advantages."""
+
+    @abstractmethod
+    def update(self, prompts: list[str], returns: Tensor) -> Tensor:
+        """Normalise the returns of one whole, global batch and remember what the normaliser needs of them.
+
+        Args:
+            prompts: B prompts.
+            returns: [B, K, T], finite.
+
+        Returns:
+            advantages, float32 [B, K, T].
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs; tensors and plain containers only."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (a normaliser without state has nothing to do)
+        """Restore what `state_dict` gave."""
+
+
+class StepwiseNormalizer(Normalizer):
+    """(G − mean) / (std + 10⁻⁶) per (prompt, step), over the prompt's last returns (SDPO, stepwise advantages).
+
+    A buffer of the last `buffer_size` returns is kept for each prompt. The new values of all branches enter
+    together before the statistics are read. A prompt with fewer than `min_count` entries borrows the mean and std
+    of the whole batch at that step. Std is the population's.
+
+    Args:
+        buffer_size: entries kept for each prompt.
+        min_count: entries a prompt needs before its own statistics are used.
+    """
+
+    def __init__(self, buffer_size: int = 32, min_count: int = 16) -> None:
+        self.buffer_size = buffer_size
+        self.min_count = min_count
+        self._buffers: dict[str, Tensor] = {}
+
+    def update(self, prompts: list[str], returns: Tensor) -> Tensor:
+        """See `Normalizer.update`."""
+        device = returns.device
+        values = returns.detach().float().cpu()
+        batch_mean, batch_std = _moments(values.flatten(0, 1))
+        advantages = torch.empty_like(values)
+        for prompt in dict.fromkeys(prompts):
+            rows = torch.tensor([p == prompt for p in prompts])
+            new = values[rows].flatten(0, 1)  # [n K, T]
+            old = self._buffers.get(prompt, new[:0])
+            buffer = torch.cat([old, new])[-self.buffer_size :]
+            self._buffers[prompt] = buffer
+            own = len(buffer) >= self.min_count
+            mean, std = _moments(buffer) if own else (batch_mean, batch_std)
+            advantages[rows] = (values[rows] - mean) / (std + _EPSILON)
+        return advantages.to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The buffers by prompt."""
+        return {"buffers": dict(self._buffers)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the buffers."""
+        self._buffers = dict(state["buffers"])
+
+
+class PairNormalizer(Normalizer):
+    """(G − mean over the branches) / (std over the whole batch of those deviations), step by step.
+
+    Only differences between branches of one prompt are learned from, so this normalises by their own spread. Unlike the
+    stepwise normaliser it needs no history: it is right from the first epoch, where a young buffer mixes the
+    prompts' different levels into the scale.
+    """
+
+    def update(self, prompts: list[str], returns: Tensor) -> Tensor:
+        """See `Normalizer.update`."""
+        deviations = returns.detach().float()
+        deviations = deviations - deviations.mean(1, keepdim=True)
+        # The deviations have mean 0 within each group; their pairwise difference has twice their variance (K = 2).
+        scale = deviations.square().mean((0, 1), keepdim=True).sqrt()
+        return deviations / (scale + _EPSILON)
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and population std over the first axis."""
+    return values.mean(0), values.std(0, correction=0)
+
+
+NORMALIZERS: dict[str, type[Normalizer]] = {"stepwise": StepwiseNormalizer, "pair": PairNormalizer}

@@ -1,0 +1,111 @@
+"""From a model path to a backbone."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdpo.backbones.base import Backbone
+from sdpo.errors import UserError
+
+# Models that come with the package.
+EMBEDDED = {"emoji": Path(__file__).parents[1] / "assets" / "emoji" / "model"}
+
+FAMILIES = {"StableDiffusionPipeline": "sdpo.backbones.stable_diffusion:StableDiffusion"}
+
+
+def load_backbone(
+    path: str,
+    *,
+    revision: str = "main",
+    variant: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    size: tuple[int | None, int | None] = (None, None),
+) -> Backbone:
+    """Load a model from the package, a local directory, or the hub (safetensors only).
+
+    Args:
+        path: an embedded model's name, a directory with a `model_index.json`, or a hub name.
+        revision: of the hub repository.
+        variant: such as "fp16".
+        dtype: of the frozen weights.
+        device: where it runs.
+        size: height and width in pixels; None is the model's own.
+
+    Raises:
+        UserError: if it cannot be found, reached or read, or its pipeline class is not supported.
+    """
+    local = EMBEDDED.get(path, Path(path))
+    if local.is_dir():
+        family = _family(_class_name(local), path)
+        source = str(local)
+    else:
+        if path.startswith((".", "/", "~")) or path.count("/") > 1:
+            raise UserError(f"model.path: there is no directory {path!r}.")
+        family, source = None, path
+    from diffusers import DiffusionPipeline
+
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            source,
+            revision=revision,
+            variant=variant,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=local.is_dir(),
+            **({"safety_checker": None} if local.is_dir() else {}),
+        )
+    except Exception as error:  # whatever the hub or a damaged file raised: the user needs one message, with the cause
+        raise UserError(_loading_failed(path, revision, local.is_dir(), error)) from error
+    family = family or _family(type(pipeline).__name__, path)
+    return family(pipeline, device=torch.device(device), size=size)
+
+
+def wrap_pipeline(
+    pipeline: Any, device: torch.device | str = "cpu", size: tuple[int | None, int | None] = (None, None)
+) -> Backbone:
+    """A backbone around the user's own diffusers pipeline.
+
+    Raises:
+        UserError: if its class is not supported.
+    """
+    return _family(type(pipeline).__name__, type(pipeline).__name__)(pipeline, device=torch.device(device), size=size)
+
+
+def _family(class_name: str, path: str) -> Any:
+    if class_name not in FAMILIES:
+        raise UserError(
+            f"model.path {path!r} is a {class_name}, which is not supported. Supported: {', '.join(FAMILIES)}."
+        )
+    module, _, attribute = FAMILIES[class_name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _class_name(directory: Path) -> str:
+    index = directory / "model_index.json"
+    try:
+        return str(json.loads(index.read_text())["_class_name"])
+    except FileNotFoundError as error:
+        raise UserError(
+            f"model.path: {directory} is not a diffusers pipeline directory, it has no model_index.json. "
+            "Save one with pipeline.save_pretrained(directory)."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"model.path: {index} cannot be read: {error!r}") from error
+
+
+def _loading_failed(path: str, revision: str, local: bool, error: Exception) -> str:
+    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if local:
+        return f"model.path: the pipeline in {path} cannot be loaded: {cause} (only safetensors weights are read)"
+    return (
+        f"model.path: cannot load {path!r} (revision {revision!r}) from the Hugging Face hub: {cause}\n"
+        "If this machine has no network, copy the model's folder here and point to it:\n"
+        f"  sdpo train … model.path=/path/to/{path.rsplit('/', 1)[-1]}\n"
+        "The folder is what pipeline.save_pretrained() or `hf download` writes; it holds a model_index.json."
+    )

@@ -1,0 +1,124 @@
+"""From a configuration to the parts of a run."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdpo.advantages import Normalizer, PairNormalizer, StepwiseNormalizer
+from sdpo.backbones import Backbone, load_backbone
+from sdpo.config import Config, MicroBatch, TrainConfig
+from sdpo.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def build_backbone(config: Config, device: torch.device) -> Backbone:
+    """The model, ready to sample; nothing is trainable yet."""
+    model = config.model
+    if model.dtype == "float16" and device.type == "cpu":
+        raise UserError("model.dtype float16 needs a GPU: on a CPU use model.dtype=bfloat16 or float32")
+    return load_backbone(
+        model.path,
+        revision=model.revision,
+        variant=model.variant,
+        dtype=DTYPES[model.dtype],
+        device=device,
+        size=(model.height, model.width),
+    )
+
+
+def prepare_training(backbone: Any, config: Config) -> None:
+    """Make the LoRA, or all weights, trainable; initial LoRA weights come from the run's seed."""
+    if config.lora is None:
+        backbone.train_all()
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        backbone.train_lora(config.lora.rank, config.lora.alpha, config.lora.targets, config.lora.path)
+
+
+def build_normalizer(config: Config) -> Normalizer:
+    """The advantage normaliser."""
+    if config.advantage.normalizer == "pair":
+        return PairNormalizer()
+    return StepwiseNormalizer(config.advantage.buffer_size, config.advantage.min_count)
+
+
+def build_optimizer(parameters: Iterable[torch.nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, or its 8-bit form.
+
+    Raises:
+        UserError: if the 8-bit form is not installed.
+    """
+    settings: dict[str, Any] = dict(
+        lr=train.learning_rate, betas=tuple(train.betas), weight_decay=train.weight_decay, eps=train.epsilon
+    )
+    if train.optimizer == "adamw8bit":
+        try:
+            import bitsandbytes
+        except ImportError as error:
+            raise UserError("train.optimizer=adamw8bit needs bitsandbytes: pip install 'sdpo[bitsandbytes]'") from error
+        return bitsandbytes.optim.AdamW8bit(parameters, **settings)  # type: ignore[no-any-return]
+    return torch.optim.AdamW(parameters, **settings)
+
+
+def micro_batch(setting: MicroBatch, limit: int, device: torch.device) -> int:
+    """Groups in a network call, at most `limit`."""
+    return min(limit, (16 if device.type == "cpu" else 8) if setting == "auto" else setting)
+
+
+def check_processes(config: Config, processes: int) -> None:
+    """Refuse batches that do not divide over the processes.
+
+    Raises:
+        UserError: with legal numbers.
+    """
+    batch = config.train.batch_size
+    if batch % processes:
+        legal = max(1, round(batch / processes)) * processes
+        prompts = max(1, round(config.sample.prompts_per_epoch / legal)) * legal
+        raise UserError(
+            f"train.batch_size ({batch}) must be a multiple of the {processes} processes: "
+            f"use train.batch_size={legal} with sample.prompts_per_epoch={prompts}"
+        )
+
+
+def prepare_run_dir(config: Config, default: str) -> Path:
+    """Create the run's directory.
+
+    Raises:
+        UserError: if it cannot be one.
+    """
+    path = Path(config.output_dir or default)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--output-dir {path} is a file: name a new or existing directory")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output-dir {path} cannot be created: {error}") from error
+    return path
+
+
+def write_environment(path: Path, device: torch.device, processes: int) -> None:
+    """What the run ran on."""
+    packages = ("sdpo", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "pydantic")
+    record: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+    }
+    for name in packages:
+        try:
+            record[name] = version(name)
+        except PackageNotFoundError:
+            record[name] = "not installed"
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,211 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sdpo import __version__
+from sdpo.config import Config, preset_names, preset_summary
+from sdpo.errors import UserError
+from sdpo.rewards import ANNOUNCED, DESCRIPTIONS
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes positional words in one run only; overrides may also follow an option.
+    if rest and arguments.command == "train" and not any(word.startswith("-") for word in rest):
+        arguments.words += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        arguments.run(arguments)
+    except UserError as error:
+        print(f"sdpo: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sdpo: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sdpo", description="Align few-step text-to-image diffusion models with rewards."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train; the same command again resumes")
+    train.add_argument(
+        "words", nargs="*", metavar="PRESET|FILE.yaml|section.key=value", help="default: the preset emoji"
+    )
+    train.add_argument("--output-dir", help="default: runs/<preset>")
+    train.add_argument("--dry-run", action="store_true", help="print the resolved config and its cost, and stop")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="rewards at each number of steps, beside the base model's")
+    evaluate.add_argument("target", metavar="DIR-or-MODEL")
+    evaluate.add_argument("--steps", default="1,2,4,8", help="numbers of steps, default 1,2,4,8")
+    evaluate.add_argument("--prompts", help="a named set, .txt or .jsonl file; default: the run's training prompts")
+    evaluate.add_argument("--reward", action="append", help="a reward; may be repeated; default: the run's")
+    evaluate.add_argument("--images-per-prompt", type=int, default=4)
+    evaluate.add_argument("--output", help="JSON file; default: DIR/evaluation.json")
+    evaluate.set_defaults(run=_evaluate)
+
+    sample = commands.add_parser("sample", help="an image")
+    sample.add_argument("target", metavar="DIR-or-MODEL")
+    sample.add_argument("prompt")
+    sample.add_argument("--steps", type=int, default=4)
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("-o", "--output", default="sample.png")
+    sample.add_argument("--compare", action="store_true", help="base and tuned side by side")
+    sample.set_defaults(run=_sample)
+
+    report = commands.add_parser("report", help="write the HTML page of a run")
+    report.add_argument("target", metavar="DIR", type=Path)
+    report.set_defaults(run=_report)
+
+    commands.add_parser("rewards", help="the rewards there are").set_defaults(run=_rewards)
+    commands.add_parser("presets", help="the presets there are").set_defaults(run=_presets)
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    sources = [w for w in arguments.words if "=" not in w]
+    if len(sources) > 1:
+        raise UserError(
+            f"train takes one preset or file, got {', '.join(sources)}; overrides look like section.key=value"
+        )
+    source = sources[0] if sources else None
+    config = Config.load(source, [w for w in arguments.words if "=" in w])
+    default = f"runs/{Path(source).stem if source else 'emoji'}"
+    config = config.model_copy(update={"output_dir": arguments.output_dir or config.output_dir or default})
+    if arguments.dry_run:
+        console.print(config.to_yaml(), end="")
+        console.print(_cost(config))
+        return
+    _quiet_libraries()
+    from sdpo.trainer import Trainer
+
+    trainer = Trainer(config)
+    report = trainer.train()
+    if trainer.processes.is_main:
+        console.print(f"trained {config.epochs} epochs in {trainer.counters['seconds']:.0f} s; the report: {report}")
+
+
+def _cost(config: Config) -> str:
+    sample, train = config.sample, config.train
+    branches = config.algorithm["branches"]
+    trajectories = sample.prompts_per_epoch * branches
+    visited = max(1, math.ceil(train.timestep_fraction * sample.num_steps))
+    queries = {"final": 1, "anchors": min(3, sample.num_steps), "all": sample.num_steps}[
+        config.algorithm["reward_plan"]
+    ]
+    updates = train.inner_epochs * visited * (sample.prompts_per_epoch // train.batch_size)
+    guidance = 2 if sample.guidance_scale != 1 else 1
+    forward = trajectories * sample.num_steps * guidance
+    backward = trajectories * visited * train.inner_epochs * guidance
+    return (
+        f"# an epoch: {trajectories} trajectories, at most {trajectories * queries} reward queries, "
+        f"{forward} network evaluations without and {backward} with gradient, {updates} optimizer steps\n"
+        f"# the run: {config.epochs} epochs, {config.epochs * trajectories} trajectories, "
+        f"{config.epochs * (forward + backward)} network evaluations, {config.epochs * updates} optimizer steps"
+    )
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    _quiet_libraries()
+    from sdpo.finished import evaluate_target
+
+    try:
+        steps = [int(s) for s in arguments.steps.split(",")]
+    except ValueError as error:
+        raise UserError(f"--steps {arguments.steps!r}: expected numbers such as 1,2,4,8") from error
+    if min(steps) < 1 or arguments.images_per_prompt < 1:
+        raise UserError("--steps and --images-per-prompt must be at least 1")
+    result, default = evaluate_target(
+        arguments.target, steps, arguments.prompts, arguments.reward, arguments.images_per_prompt
+    )
+    path = Path(arguments.output) if arguments.output else default
+    if path is not None:
+        try:
+            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--output {path} cannot be written: {error}") from error
+    console.print(_evaluation_table(result))
+    if path is not None:
+        console.print(f"written to {path}")
+
+
+def _evaluation_table(result: dict[str, Any]) -> Table:
+    tuned = "after" in result
+    table = Table(title=f"{len(result['prompts'])} images a step count")
+    for column in ["reward", "steps", "base", *(["tuned", "paired gain"] if tuned else [])]:
+        table.add_column(column, justify="left" if column == "reward" else "right")
+    for name, by_steps in result["summary"].items():
+        for steps, row in by_steps.items():
+            cells = [name, steps, f"{row['base']:.4f}"]
+            if tuned:
+                cells += [f"{row['tuned']:.4f}", f"{row['gain']:+.4f} ± {row['standard_error']:.4f}"]
+            table.add_row(*cells)
+    return table
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    _quiet_libraries()
+    from sdpo.finished import sample_target
+
+    image = sample_target(arguments.target, arguments.prompt, arguments.steps, arguments.seed, arguments.compare)
+    try:
+        image.save(arguments.output)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--output {arguments.output} cannot be written: {error}") from error
+    console.print(f"written to {arguments.output}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from sdpo.report import write_report
+
+    console.print(f"written to {write_report(arguments.target)}")
+
+
+def _rewards(arguments: argparse.Namespace) -> None:
+    for description in DESCRIPTIONS:
+        console.print(f"{description.name:24} {description.range:12} {description.text}")
+    for name in ANNOUNCED:
+        console.print(f"{name:24} {'':12} announced for a later version")
+    console.print(f"{'my_module:my_reward':24} {'':12} your own callable (images, prompts, metadata) → scores")
+
+
+def _presets(arguments: argparse.Namespace) -> None:
+    for name in preset_names():
+        console.print(f"{name:16} {preset_summary(name)}")
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' notes and bars away from ours; their errors still show."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

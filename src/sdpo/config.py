@@ -1,0 +1,280 @@
+"""The configuration: one declaration for YAML files, `key=value` overrides and Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+
+from sdpo.algorithms import ALGORITHMS, Algorithm
+from sdpo.errors import UserError
+
+PRESETS = Path(__file__).parent / "presets"
+DEFAULT_PRESET = "emoji"
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+MicroBatch = Literal["auto"] | Positive
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class ModelConfig(_Section):
+    """Which model, and the precision of its frozen weights."""
+
+    path: str = "emoji"
+    revision: str = "main"
+    variant: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    height: Positive | None = None
+    width: Positive | None = None
+
+
+class LoraConfig(_Section):
+    """LoRA rank, alpha, suffixes of the modules it is put on (null: attention), and one to start from."""
+
+    rank: Positive = 4
+    alpha: Annotated[float, Field(gt=0)] = 4
+    targets: list[str] | None = None
+    path: str | None = None
+
+
+class PromptsConfig(_Section):
+    """A named set, a .txt or .jsonl file, or a list, each."""
+
+    train: str | list[str] | list[dict[str, Any]] = "simple_animals"
+    unseen: str | list[str] | list[dict[str, Any]] | None = None
+
+
+class AdvantageConfig(_Section):
+    """`stepwise` is the published normaliser; `pair` divides by the spread of the pairs' own differences."""
+
+    normalizer: Literal["stepwise", "pair"] = "stepwise"
+    buffer_size: Positive = 32
+    min_count: Positive = 16
+
+
+class SampleConfig(_Section):
+    """Trajectories of an epoch; the numbers are global, `micro_batch` (groups in a network call) is the machine's."""
+
+    num_steps: Positive = 50
+    prompts_per_epoch: Positive = 128
+    guidance_scale: Annotated[float, Field(ge=1)] = 1.0
+    eta: Fraction = 1.0
+    micro_batch: MicroBatch = "auto"
+
+
+class TrainConfig(_Section):
+    """The update; `batch_size` counts groups an optimizer step over all processes."""
+
+    batch_size: Positive = 64
+    micro_batch: MicroBatch = "auto"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    inner_epochs: Positive = 1
+    timestep_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    step_shuffle: bool = True
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    kl_weight: Annotated[float, Field(ge=0)] = 0.0
+
+
+class EvaluateConfig(_Section):
+    """Evaluation on fixed seeds: before, every `every` epochs (0: never in between), and after.
+
+    `images_per_prompt` holds before and after; `images_per_prompt_between` (null: the same) for the curve.
+    """
+
+    every: Annotated[int, Field(ge=0)] = 10
+    steps: Annotated[list[Positive], Field(min_length=1)] = [1, 2, 4, 8]
+    images_per_prompt: Positive = 2
+    images_per_prompt_between: Positive | None = None
+    judge: str | None = None
+
+
+class CheckpointConfig(_Section):
+    """A checkpoint every `every` epochs; the newest `keep_last` and the `keep_best` best evaluated ones stay."""
+
+    every: Positive = 1
+    keep_last: Positive = 3
+    keep_best: Annotated[int, Field(ge=0)] = 1
+
+
+class Config(_Section):
+    """Everything that defines a run."""
+
+    seed: int = 42
+    epochs: Positive = 100
+    output_dir: str | None = None
+    device: str = "auto"
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig | None = LoraConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    rewards: Annotated[dict[str, float], Field(min_length=1)] = {"emoji_score": 1.0}
+    algorithm: dict[str, Any] = {"name": "sdpo"}
+    advantage: AdvantageConfig = AdvantageConfig()
+    sample: SampleConfig = SampleConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    trackers: list[str] = []
+
+    @field_validator("algorithm")
+    @classmethod
+    def _resolve_algorithm(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Fill in the algorithm's own defaults: its dataclass is the declaration."""
+        name = value.get("name", "sdpo")
+        if name not in ALGORITHMS:
+            raise ValueError(f"there is no algorithm {name!r}; there are: {', '.join(ALGORITHMS)}")
+        fields = {f.name for f in dataclasses.fields(ALGORITHMS[name])}  # type: ignore[arg-type]
+        settings = {k: v for k, v in value.items() if k != "name"}
+        for key in settings:
+            if key not in fields:
+                raise ValueError(f"unknown key {key!r} of algorithm {name}{_nearest(key, fields)}")
+        built = TypeAdapter(ALGORITHMS[name]).validate_python(settings)
+        return {"name": name, **dataclasses.asdict(built)}  # type: ignore[call-overload]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if ALGORITHMS[self.algorithm["name"]].needs_log_prob and self.sample.eta == 0:
+            raise ValueError(
+                f"sample.eta is 0, which makes sampling deterministic, but algorithm {self.algorithm['name']} "
+                "learns from log-probabilities of random steps: set sample.eta to 1.0 (published) or above 0"
+            )
+        prompts, batch = self.sample.prompts_per_epoch, self.train.batch_size
+        if prompts % batch:
+            legal = [d for d in range(1, prompts + 1) if prompts % d == 0]
+            nearest = sorted(sorted(legal, key=lambda d: abs(d - batch))[:2])
+            raise ValueError(
+                f"sample.prompts_per_epoch ({prompts}) must be a multiple of train.batch_size ({batch}), "
+                f"so that every optimizer step sees a whole batch. "
+                f"Nearest: train.batch_size={' or '.join(map(str, nearest))}, or sample.prompts_per_epoch={max(1, round(prompts / batch)) * batch}"
+            )
+        return self
+
+    def build_algorithm(self) -> Algorithm:
+        """The algorithm with its settings."""
+        settings = {k: v for k, v in self.algorithm.items() if k != "name"}
+        return ALGORITHMS[self.algorithm["name"]](**settings)
+
+    @classmethod
+    def load(cls, source: str | Path | None = None, overrides: list[str] | None = None, **values: Any) -> Config:
+        """A preset or YAML file with overrides.
+
+        Args:
+            source: a preset's name or a YAML file; None is the preset `emoji`.
+            overrides: strings `section.key=value`, the value in YAML.
+            values: overrides as keyword arguments, `section={"key": value}`.
+
+        Raises:
+            UserError: if there is no such preset or file, or a key or value is not legal.
+        """
+        data = _read(source if source is not None else DEFAULT_PRESET)
+        for override in overrides or []:
+            _apply(data, override)
+        for key, value in values.items():
+            both = isinstance(value, dict) and isinstance(data.get(key), dict) and key not in _WHOLE
+            data[key] = {**data[key], **value} if both else value
+        return cls.parse(data)
+
+    @classmethod
+    def parse(cls, data: dict[str, Any]) -> Config:
+        """Validate a mapping; all mistakes in one message.
+
+        Raises:
+            UserError: if a key or value is not legal.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise UserError("config: " + "\n        ".join(map(_explain, error.errors()))) from error
+
+    def to_yaml(self) -> str:
+        """The resolved configuration; parsing it gives this one again."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+_WHOLE = {"rewards"}  # mappings that an override replaces as a whole: their keys are names, not settings
+
+
+def preset_names() -> list[str]:
+    """The presets that come with the package."""
+    return sorted(p.stem for p in PRESETS.glob("*.yaml"))
+
+
+def preset_summary(name: str) -> str:
+    """The first comment line of a preset."""
+    return (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    path = PRESETS / f"{source}.yaml" if str(source) in preset_names() else Path(source)
+    if not path.is_file():
+        raise UserError(
+            f"there is no preset {str(source)!r}{_nearest(str(source), preset_names())} and no such file. "
+            f"Presets: {', '.join(preset_names())}; or give a YAML file."
+        )
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {error}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise UserError(f"{path} must hold a mapping of keys to values, not a {type(data).__name__}")
+    return data
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r}: expected section.key=value, such as train.learning_rate=3e-5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not YAML: {error}") from error
+    *sections, last = key.split(".")
+    target = data
+    for section in sections:
+        if not isinstance(target.get(section), dict):
+            target[section] = {}
+        target = target[section]
+    target[last] = value
+
+
+def _explain(error: Any) -> str:
+    """One validation error as a sentence, with the nearest key where one is unknown."""
+    location = [str(part) for part in error["loc"]]
+    where = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {where!r}{_nearest(location[-1], _keys(location[:-1]))}"
+    if error["type"] == "value_error":
+        message = str(error["ctx"]["error"])
+        return f"{where}: {message}" if where else message
+    return f"{where}: {error['msg']}, got {error['input']!r}"
+
+
+def _keys(sections: list[str]) -> list[str]:
+    """The legal keys of a section."""
+    model: type[BaseModel] = Config
+    for section in sections:
+        annotation = model.model_fields[section].annotation
+        candidates = [annotation, *get_args(annotation)]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(model.model_fields)
+
+
+def _nearest(name: str, known: Any) -> str:
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {found[0]!r}?)" if found else f" (known: {', '.join(sorted(known))})"

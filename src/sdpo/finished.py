@@ -1,0 +1,121 @@
+"""Using what a run made: its tuned model beside its base, for sampling and evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from sdpo import build
+from sdpo.backbones import Backbone, load_backbone
+from sdpo.config import Config
+from sdpo.errors import UserError
+from sdpo.evaluation import Evaluation, evaluate
+from sdpo.policy import Policy, PromptEmbeddings
+from sdpo.processes import Processes
+from sdpo.prompts import load_prompts
+from sdpo.rewards import load_reward
+
+
+def open_target(target: str, processes: Processes) -> tuple[Config, Path | None]:
+    """The configuration of a run directory, or a default one around a model; and the run's directory, if it is one.
+
+    Raises:
+        UserError: if the run has no finished weights.
+    """
+    run_dir = Path(target)
+    if not (run_dir / "config.yaml").is_file():
+        return Config.load(None, model={"path": target}), None
+    config = Config.load(run_dir / "config.yaml")
+    if not (run_dir / ("lora" if config.lora else "model")).is_dir():
+        raise UserError(f"{run_dir} holds no finished weights yet: repeat its train command to finish it")
+    return config, run_dir
+
+
+def load_tuned(config: Config, run_dir: Path, device: torch.device) -> Backbone:
+    """The tuned model, as anyone would load it: the base with the LoRA, or the whole pipeline."""
+    if config.lora is None:
+        size = (config.model.height, config.model.width)
+        return load_backbone(str(run_dir / "model"), dtype=build.DTYPES[config.model.dtype], device=device, size=size)
+    backbone: Any = build.build_backbone(config, device)
+    backbone.load_lora(run_dir / "lora")
+    return backbone  # type: ignore[no-any-return]
+
+
+def sample_target(target: str, prompt: str, steps: int, seed: int, compare: bool) -> Image.Image:
+    """One image, or base and tuned side by side.
+
+    Raises:
+        UserError: if the target cannot be loaded, or steps is out of its schedule.
+    """
+    processes = Processes()
+    config, run_dir = open_target(target, processes)
+    models = []
+    if run_dir is None or compare:
+        models.append(build.build_backbone(config, processes.device))
+    if run_dir is not None:
+        models.append(load_tuned(config, run_dir, processes.device))
+    images = []
+    for backbone in models:
+        backbone.denoiser(steps, config.sample.eta)  # refuses impossible step counts with a message
+        images += backbone.generate([prompt], steps, [seed], config.sample.guidance_scale)
+    sheet = Image.new("RGB", (sum(i.width for i in images), images[0].height))
+    for place, image in enumerate(images):
+        sheet.paste(image, (place * images[0].width, 0))
+    return sheet
+
+
+def evaluate_target(
+    target: str, steps: list[int], prompts: str | None, rewards: list[str] | None, images_per_prompt: int
+) -> tuple[dict[str, Any], Path | None]:
+    """Scores of the base model and, for a run, of the tuned one on the same prompts and seeds.
+
+    Returns:
+        The result (`prompts`, `seeds`, `base`, `after`, `summary`) and where to write it by default.
+
+    Raises:
+        UserError: if something cannot be loaded, or a reward fails.
+    """
+    processes = Processes()
+    config, run_dir = open_target(target, processes)
+    names = rewards or [*config.rewards, *([config.evaluate.judge] if config.evaluate.judge else [])]
+    callables = {n: load_reward(n, str(processes.device)) for n in names}
+    chosen = load_prompts(prompts if prompts is not None else config.prompts.train)
+
+    def run(backbone: Backbone) -> Evaluation:
+        policy = Policy(backbone, config.sample.guidance_scale, build.DTYPES[config.model.dtype])
+        return evaluate(
+            policy,
+            PromptEmbeddings(backbone, [p.text for p in chosen]),
+            chosen,
+            callables,
+            steps=steps,
+            images_per_prompt=images_per_prompt,
+            eta=config.sample.eta,
+            micro_batch=2 * build.micro_batch(config.sample.micro_batch, 1024, processes.device),
+            processes=processes,
+        )
+
+    base = run(build.build_backbone(config, processes.device))
+    result: dict[str, Any] = {"prompts": base.prompts, "seeds": base.seeds, "base": base.as_json()["scores"]}
+    if run_dir is None:
+        result["summary"] = {n: {str(s): {"base": base.mean(n, s)} for s in steps} for n in names}
+        return result, None
+    tuned = run(load_tuned(config, run_dir, processes.device))
+    result["after"] = tuned.as_json()["scores"]
+    result["summary"] = {n: {str(s): _gain(base, tuned, n, s) for s in steps} for n in names}
+    return result, run_dir / "evaluation.json"
+
+
+def _gain(base: Evaluation, tuned: Evaluation, name: str, steps: int) -> dict[str, float]:
+    """Means and the paired gain with its standard error."""
+    gains = torch.tensor(tuned.scores[name][steps]) - torch.tensor(base.scores[name][steps])
+    error = gains.std().item() / len(gains) ** 0.5 if len(gains) > 1 else 0.0
+    return {
+        "base": base.mean(name, steps),
+        "tuned": tuned.mean(name, steps),
+        "gain": gains.mean().item(),
+        "standard_error": error,
+    }

@@ -1,0 +1,84 @@
+"""The one forward path: backbone, guidance, precision and denoiser make a transition. Rollout and update share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from sdpo.backbones import Backbone, Conditioning
+from sdpo.denoisers import Denoiser, Transition
+
+
+class PromptEmbeddings:
+    """Embeddings of a run's prompts, each encoded once.
+
+    Args:
+        backbone: encodes them.
+        prompts: all prompts that will be asked for; others are encoded when they first come.
+        batch_size: prompts encoded in one call.
+    """
+
+    def __init__(self, backbone: Backbone, prompts: Iterable[str] = (), batch_size: int = 32) -> None:
+        self._backbone = backbone
+        self._batch_size = batch_size
+        self._rows: dict[str, int] = {}
+        self._table: Conditioning = {}
+        self._add(list(prompts))
+
+    def __call__(self, prompts: Sequence[str]) -> Conditioning:
+        """The embeddings of N prompts, in order."""
+        self._add(prompts)
+        rows = torch.tensor([self._rows[p] for p in prompts], device=self._backbone.device)
+        return {name: table[rows] for name, table in self._table.items()}
+
+    def _add(self, prompts: Sequence[str]) -> None:
+        new = [p for p in dict.fromkeys(prompts) if p not in self._rows]
+        for start in range(0, len(new), self._batch_size):
+            chunk = new[start : start + self._batch_size]
+            for name, rows in self._backbone.encode(chunk).items():
+                self._table[name] = torch.cat([self._table[name], rows]) if name in self._table else rows
+            self._rows.update({p: len(self._rows) + i for i, p in enumerate(chunk)})
+
+
+class Policy:
+    """p_θ(x_{i+1} | x_i, prompt) of a backbone.
+
+    Args:
+        backbone: the model.
+        guidance_scale: classifier-free guidance; 1 is off and costs nothing.
+        dtype: what the network computes in; parameters that are trained stay float32 under autocast.
+    """
+
+    def __init__(self, backbone: Backbone, guidance_scale: float = 1.0, dtype: torch.dtype = torch.float32) -> None:
+        self.backbone = backbone
+        self.guidance_scale = guidance_scale
+        self.dtype = dtype
+        self._unconditional = backbone.encode([""]) if self.guided else {}
+
+    @property
+    def guided(self) -> bool:
+        """Whether the network is asked twice a step."""
+        return self.guidance_scale != 1.0
+
+    @property
+    def evaluations_per_step(self) -> int:
+        """Network evaluations that one latent costs a step."""
+        return 2 if self.guided else 1
+
+    def transition(
+        self, denoiser: Denoiser, latents: Tensor, step_index: Tensor, conditioning: Conditioning
+    ) -> Transition:
+        """The transition of N latents [N, C, H, W], each at its own step [N]."""
+        timesteps = denoiser.timesteps[step_index]
+        with torch.autocast(self.backbone.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            if self.guided:
+                n = len(latents)
+                both = {k: torch.cat([self._unconditional[k].expand_as(v), v]) for k, v in conditioning.items()}
+                output = self.backbone.network(torch.cat([latents] * 2), torch.cat([timesteps] * 2), both)
+                without, with_prompt = output[:n], output[n:]
+                output = without + self.guidance_scale * (with_prompt - without)
+            else:
+                output = self.backbone.network(latents, timesteps, conditioning)
+        return denoiser.transition(latents, output, step_index)

@@ -1,0 +1,80 @@
+"""Prompts: named sets, text files, JSON-lines files with metadata, or plain lists."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdpo.errors import UserError
+
+_SETS = Path(__file__).parent / "assets" / "prompts"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and whatever else its file says about it, which the reward receives."""
+
+    text: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def named_sets() -> list[str]:
+    """The names of the prompt sets that come with the package."""
+    return sorted(p.stem for p in _SETS.glob("*.txt"))
+
+
+def load_prompts(source: str | list[str] | list[dict[str, Any]]) -> list[Prompt]:
+    """Load prompts.
+
+    Args:
+        source: a named set, a `.txt` file (one prompt a line; blank lines and lines that begin with `#` are
+            skipped), a `.jsonl`
+            file (objects with a `prompt` and any metadata), or a list of strings or of such objects.
+
+    Raises:
+        UserError: if there is no such set or file, or it holds no prompt, or a line cannot be read.
+    """
+    if isinstance(source, list):
+        prompts = [_from_record(item, f"prompt {i}") for i, item in enumerate(source)]
+        where = "the list of prompts"
+    else:
+        path = _SETS / f"{source}.txt" if source in named_sets() else Path(source)
+        where = f"the prompt file {path}"
+        if not path.is_file():
+            raise UserError(
+                f"prompts: there is no file {source!r}, and no set of that name. "
+                f"Sets: {', '.join(named_sets())}; or give a .txt (one prompt a line) or .jsonl file."
+            )
+        prompts = _read(path)
+    if not prompts:
+        raise UserError(f"{where} is empty: it needs at least one prompt")
+    return prompts
+
+
+def _read(path: Path) -> list[Prompt]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the prompt file {path} cannot be read as UTF-8 text: {error}") from error
+    if path.suffix != ".jsonl":
+        return [Prompt(line.strip()) for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: not a JSON object ({error})") from error
+        prompts.append(_from_record(record, f"{path}:{number}"))
+    return prompts
+
+
+def _from_record(record: Any, where: str) -> Prompt:
+    if isinstance(record, str):
+        return Prompt(record)
+    if isinstance(record, dict) and isinstance(record.get("prompt"), str):
+        return Prompt(record["prompt"], {k: v for k, v in record.items() if k != "prompt"})
+    raise UserError(f'{where}: expected a string or an object like {{"prompt": "a cat", ...}}, got {record!r}')

@@ -1,0 +1,227 @@
+"""The page: one function a section, each from a `Run` to HTML; all text from the run is escaped."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from sdpo.report.charts import has_unseen, learning_curves, step_legend, training_charts
+from sdpo.report.data import Run, Split
+from sdpo.report.looks import LOOKS, number, step_label
+from sdpo.report.stats import SplitName, paired, score_names
+from sdpo.report.tables import cost_table, result_table, summary
+from sdpo.report.tiles import Rows, data_uri, gallery
+
+_TEMPLATE = Path(__file__).with_name("template.html")
+_LONG_NAME = "Stepwise Diffusion Policy Optimization"
+
+
+def render_page(run: Run) -> str:
+    """The whole page as one HTML document that loads nothing from elsewhere."""
+    sections = [
+        ("Result", _result(run)),
+        ("Learning curves", _curves(run)),
+        ("While training", training_charts(run) if run.metrics else _missing("No epoch has finished yet.")),
+        ("Before and after", _gallery(run)),
+        ("Cost", cost_table(run)),
+        ("Use it", _use(run)),
+        ("Settings", _settings(run)),
+    ]
+    body = "".join(f"<section><h2>{title}</h2>{html}</section>" for title, html in sections)
+    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=escape(f"{run.name}: training report"),
+        colours_light=_colours("light"),
+        colours_dark=_colours("dark"),
+        header=_header(run),
+        body=body,
+    )
+
+
+def _missing(text: str) -> str:
+    return f'<p class="missing">{escape(text)}</p>'
+
+
+def _colours(theme: str) -> str:
+    return " ".join(f"--s{i}: {look.light if theme == 'light' else look.dark};" for i, look in enumerate(LOOKS))
+
+
+def _name(setting: Any, key: str) -> str:
+    """A setting's name, whether it is written as a word or as a mapping."""
+    if isinstance(setting, Mapping):
+        setting = setting.get(key)
+    return "unnamed" if setting is None else str(setting)
+
+
+def _header(run: Run) -> str:
+    config = run.config
+    rewards = config.get("rewards")
+    if isinstance(rewards, Mapping):
+        wanted = ", ".join(str(n) if w == 1 else f"{n} × {w}" for n, w in rewards.items())
+    else:
+        wanted = "unnamed" if rewards is None else str(rewards)
+    lora = config.get("lora")
+    weights = f"LoRA, rank {lora.get('rank', '?')}" if isinstance(lora, Mapping) else "all weights (full fine-tuning)"
+    algorithm = _name(config.get("algorithm"), "name")
+    facts = {
+        "Model": _name(config.get("model"), "path"),
+        "Rewards": wanted,
+        "Algorithm": algorithm.upper() + (f" ({_LONG_NAME})" if algorithm.lower() == "sdpo" else ""),
+        "Trained": weights,
+        "Epochs": _progress(run),
+        "Seed": str(config.get("seed", "–")),
+    }
+    listed = "".join(f"<div><dt>{key}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items())
+    notes = "".join(f"<li>{escape(note)}</li>" for note in run.notes)
+    # Spelled out once: beside the algorithm's name, or here where another algorithm was run.
+    maker = "" if algorithm.lower() == "sdpo" else f" by sdpo ({_LONG_NAME})"
+    return f'<p class="kicker">Training report{maker}</p><h1>{escape(run.name)}</h1><dl class="facts">{listed}</dl>' + (
+        f'<ul class="notes">{notes}</ul>' if notes else ""
+    )
+
+
+def _progress(run: Run) -> str:
+    planned = run.config.get("epochs")
+    if not isinstance(planned, int):
+        return str(run.last_epoch)
+    return f"{run.last_epoch}" if run.last_epoch >= planned else f"{run.last_epoch} of {planned}, unfinished"
+
+
+def _result(run: Run) -> str:
+    if not run.base and not run.tuned:
+        return _missing("This run has not been evaluated yet.")
+    before = "the base model" if run.base else "missing: there is no evaluation at epoch 0"
+    after = f"epoch {run.tuned.epoch}" if run.tuned else "not there yet"
+    both = ""
+    if run.base and run.tuned:
+        both = " Both drew the same prompts from the same seeds." if paired(run) else " Their prompts or seeds differ."
+    lead = f"<p>Before: {before}. After: {after}.{both}</p>"
+    parts = [lead, summary(run, score_names(run)), _tables(run, "seen")]
+    if has_unseen(run):
+        parts.append(f"<h3>Prompts not trained on</h3>{_tables(run, 'unseen')}")
+    parts.append(
+        '<p class="aside">Gain: mean of the per-image differences; s.e.: their sample standard deviation over √n. '
+        "It covers the choice of images, not what another training seed would give.</p>"
+    )
+    return "".join(parts)
+
+
+def _tables(run: Run, split: SplitName) -> str:
+    return f'<div class="tables">{"".join(result_table(run, name, split) for name in score_names(run, split))}</div>'
+
+
+def _curves(run: Run) -> str:
+    names = score_names(run)
+    if not names:
+        return _missing("There are no learning curves before the first evaluation.")
+    parts = ["<p>The same evaluations against what the run had spent by then.</p>"]
+    for name in names:
+        judged = ": recognised rate" if name in run.judges else ""
+        parts.append(f"<h3>{escape(name)}{judged}</h3>{step_legend(run)}")
+        parts.append(f'<div class="charts">{learning_curves(run, name)}</div>')
+    if has_unseen(run):
+        unseen = "".join(learning_curves(run, name, "unseen") for name in score_names(run, "unseen"))
+        parts.append(f'<h3>Prompts not trained on</h3>{step_legend(run)}<div class="charts">{unseen}</div>')
+    return "".join(parts)
+
+
+def _gallery(run: Run) -> str:
+    rows = gallery(run)
+    if not rows:
+        return _missing("There are no samples yet.")
+    parts = [f"<p>{_gallery_lead(run)}</p>"]
+    for row in rows:
+        pairs = (_pair(run, row, i) for i in range(max(len(row.before), len(row.after))))
+        parts.append(f'<h3>{step_label(row.steps)}</h3><div class="pairs">{"".join(pairs)}</div>')
+    return "".join(parts)
+
+
+def _gallery_lead(run: Run) -> str:
+    if not run.tuned:
+        return "The base model's images; there is no later evaluation yet."
+    scored = [escape(name) for name in _caption_scores(run)]
+    numbers = f" Under them: {' and '.join(scored)}, before → after." if scored else ""
+    same = ", same prompt and seed" if paired(run) else "; the prompts or seeds differ"
+    return f"Upper image: the base model. Lower image: epoch {run.tuned.epoch}{same}.{numbers}"
+
+
+def _caption_scores(run: Run) -> list[str]:
+    """The first reward and the first judge: more numbers would bury the image."""
+    names = score_names(run)
+    rewards, judges = [n for n in names if n not in run.judges], [n for n in names if n in run.judges]
+    return rewards[:1] + judges[:1]
+
+
+def _pair(run: Run, row: Rows, i: int) -> str:
+    evaluation = run.tuned or run.base
+    split = evaluation.seen if evaluation else Split([], [], {})
+    prompt = split.prompts[i] if i < len(split.prompts) else ""
+    seed = f", seed {split.seeds[i]}" if i < len(split.seeds) else ""
+    images = []
+    for tag, tiles in (("base", row.before), ("tuned", row.after)):
+        if i < len(tiles):
+            alt = escape(f"{tag}, {step_label(row.steps)}{seed}: {prompt}")
+            pixels = ' class="pixels"' if tiles[i].height <= 128 else ""
+            image = f'<img{pixels} src="{data_uri(tiles[i])}" alt="{alt}">'
+            images.append(f'<div class="tile"><span>{tag}</span>{image}</div>')
+    scores = "".join(f"<small>{_change(run, name, row.steps, i)}</small>" for name in _caption_scores(run))
+    return f"<figure>{''.join(images)}<figcaption>{escape(prompt)}{scores}</figcaption></figure>"
+
+
+def _change(run: Run, name: str, steps: int, i: int) -> str:
+    shown = []
+    for evaluation in (run.base, run.tuned):
+        values = evaluation.seen.scores.get(name, {}).get(steps) if evaluation else None
+        if values is not None and i < len(values) and math.isfinite(values[i]):
+            judged = name in run.judges
+            verdict = "yes" if values[i] > 0.5 else "no"
+            shown.append(verdict if judged else number(float(values[i]), 3))
+    return ("recognised: " if name in run.judges and shown else "") + " → ".join(shown)
+
+
+def _use(run: Run) -> str:
+    lora = isinstance(run.config.get("lora"), Mapping)
+    folder = "lora" if lora else "model"
+    target = json.dumps(f"{run.name}/{folder}")
+    model = _name(run.config.get("model"), "path")
+    # A bare word names a model that comes with the package; only owner/name or a path loads from elsewhere.
+    known = f"DiffusionPipeline.from_pretrained({json.dumps(model)})"
+    source = known if "/" in model else f"...  # the pipeline of {model!r}"
+    code = ["from diffusers import DiffusionPipeline", ""]
+    if lora:
+        code += [f"pipe = {source}", f"pipe.load_lora_weights({target})"]
+    else:
+        code += [f"pipe = DiffusionPipeline.from_pretrained({target})"]
+    command = f'sdpo sample {shlex.quote(run.name)} "a prompt" --steps 4 --seed 0 --compare -o sample.png'
+    there = "" if (run.path / folder).is_dir() else _missing(f"{run.name}/{folder} has not been written yet.")
+    python = escape("\n".join(code))
+    return (
+        f"{there}<p>In Python, from the folder that holds the run:</p><pre><code>{python}</code></pre>"
+        f"<p>Or on the command line:</p><pre><code>{escape(command)}</code></pre>"
+    )
+
+
+def _settings(run: Run) -> str:
+    config = f"<details><summary>config.yaml</summary><pre><code>{escape(run.config_text)}</code></pre></details>"
+    if not run.environment:
+        return config + _missing("environment.json is not there.")
+    rows = "".join(
+        f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>' for key, value in _flat(run.environment)
+    )
+    table = f'<table class="environment"><tbody>{rows}</tbody></table>'
+    return f"{config}<details><summary>Environment</summary>{table}</details>"
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)))
+    return found

@@ -1,0 +1,93 @@
+"""Rewards: anything that is called with images, prompts and metadata and returns one score an image."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sdpo.errors import RewardError, UserError
+
+
+class Reward(Protocol):
+    """The call that every reward answers.
+
+    Images are float tensors in [0, 1], [N, 3, H, W]. One finite score for each comes back, in order, as a tensor or a
+    sequence of numbers; larger is better.
+    """
+
+    def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor | Sequence[float]:
+        """Score N images."""
+
+
+def resolve(name: str, registry: dict[str, str]) -> Callable[..., Any]:
+    """The class or callable of a registered name, or of the user's own dotted path `package.module:attribute`.
+
+    Raises:
+        UserError: if the name is not registered (with the nearest), or the path cannot be imported.
+    """
+    target = registry.get(name, name)
+    if name not in registry and ":" not in name and "." not in name:
+        nearest = difflib.get_close_matches(name, registry, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise UserError(
+            f"rewards: there is no reward {name!r}.{hint} Known: {', '.join(sorted(registry))}; "
+            "or a dotted path to your own callable, such as my_module:my_reward."
+        )
+    module_name, _, attribute = target.partition(":") if ":" in target else target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"rewards: {name!r} cannot be imported ({error}). A dotted path names a module on the Python path "
+            "and a callable in it: my_module:my_reward."
+        ) from error
+    if not callable(found):
+        raise UserError(f"rewards: {name!r} is a {type(found).__name__}, not a callable (images, prompts, metadata).")
+    return found  # type: ignore[no-any-return]
+
+
+def checked_scores(
+    name: str, reward: Reward, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
+) -> Tensor:
+    """Call a reward and verify what it returns; a failed reward is an error, never a 0.
+
+    Returns:
+        float32 [N] on the images' device.
+
+    Raises:
+        RewardError: if it raises, or returns the wrong number of scores, something that is not numbers, or NaN or
+            infinity.
+    """
+    try:
+        scores = reward(images, prompts, metadata)
+    except UserError:
+        raise
+    except Exception as error:
+        raise RewardError(
+            f"reward {name!r} raised {type(error).__name__}: {error} (on {len(prompts)} images of shape "
+            f"{tuple(images.shape[1:])}; first prompt {prompts[0]!r})"
+        ) from error
+    try:
+        values = torch.as_tensor(scores).detach().to(images.device, torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RewardError(
+            f"reward {name!r} returned {type(scores).__name__}, which is not a sequence of numbers: {error}"
+        ) from error
+    if values.shape != (len(prompts),):
+        raise RewardError(
+            f"reward {name!r} returned shape {tuple(values.shape)} for {len(prompts)} images: "
+            f"expected one score an image, shape ({len(prompts)},)"
+        )
+    bad = ~values.isfinite()
+    if bad.any():
+        first = int(bad.nonzero()[0, 0])
+        raise RewardError(
+            f"reward {name!r} returned {values[first].item()} for prompt {prompts[first]!r} "
+            f"({int(bad.sum())} of {len(prompts)} scores are not finite). Mend the reward, or leave out the prompt."
+        )
+    return values

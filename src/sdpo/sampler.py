@@ -1,0 +1,115 @@
+"""Dual-state trajectory sampling: groups of branches that share a prompt and a starting noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from sdpo import gaussian, seeds
+from sdpo.denoisers import Denoiser
+from sdpo.policy import Policy, PromptEmbeddings
+from sdpo.prompts import Prompt
+from sdpo.types import Trajectories
+
+
+def branch_conditioning(embeddings: PromptEmbeddings, prompts: Sequence[str], branches: int) -> dict[str, Tensor]:
+    """Embeddings in the order of latents that were flattened from [B, K, ...]."""
+    return embeddings([p for p in prompts for _ in range(branches)])
+
+
+def rollout(
+    policy: Policy,
+    denoiser: Denoiser,
+    embeddings: PromptEmbeddings,
+    prompts: Sequence[Prompt],
+    sample_index: Sequence[int],
+    *,
+    seed: int,
+    epoch: int,
+    branches: int,
+    micro_batch: int,
+) -> Trajectories:
+    """Sample B groups of K trajectories.
+
+    The noise of each comes from (seed, epoch, global sample index) alone.
+
+    Args:
+        policy: samples.
+        denoiser: the schedule of T steps.
+        embeddings: of the prompts.
+        prompts: B prompts.
+        sample_index: their B global indices.
+        seed: of the run.
+        epoch: of the run.
+        branches: K.
+        micro_batch: groups in one network call; changes speed and memory only.
+
+    Returns:
+        Trajectories of B groups.
+    """
+    count, steps, shape = len(prompts), denoiser.num_steps, policy.backbone.latent_shape
+    device = policy.backbone.device
+    states = torch.empty(count, branches, steps + 1, *shape, device=device)
+    x0 = torch.empty(count, branches, steps, *shape, device=device)
+    log_prob = torch.empty(count, branches, steps, device=device)
+    texts = [p.text for p in prompts]
+    for rows in _slices(count, micro_batch):
+        conditioning = branch_conditioning(embeddings, texts[rows], branches)
+        index = sample_index[rows]
+        with torch.inference_mode():
+            start = seeds.normal(shape, [(seed, epoch, i, "start") for i in index]).to(device)
+            states[rows, :, 0] = start[:, None]
+            for step in range(steps):
+                x = states[rows, :, step].flatten(0, 1)
+                steps_now = torch.full((len(x),), step, device=device)
+                transition = policy.transition(denoiser, x, steps_now, conditioning)
+                keys = [(seed, epoch, i, f"step {step}") for i in index]
+                noise = seeds.normal((branches, *shape), keys).flatten(0, 1).to(device)
+                following = gaussian.sample(transition.mean, transition.std, noise)
+                density = gaussian.log_prob(following, transition.mean, transition.std)
+                states[rows, :, step + 1] = following.unflatten(0, (-1, branches))
+                x0[rows, :, step] = transition.x0.unflatten(0, (-1, branches))
+                log_prob[rows, :, step] = density.unflatten(0, (-1, branches))
+    return Trajectories(
+        prompts=texts,
+        metadata=[p.metadata for p in prompts],
+        sample_index=torch.tensor(list(sample_index)),
+        states=states,
+        x0=x0,
+        log_prob=log_prob,
+        stochastic=denoiser.stochastic,
+    )
+
+
+def final_images(
+    policy: Policy,
+    denoiser: Denoiser,
+    embeddings: PromptEmbeddings,
+    prompts: Sequence[str],
+    image_seeds: Sequence[int],
+    micro_batch: int,
+) -> Tensor:
+    """Images of single trajectories on fixed seeds, decoded from the last step's x̂; float32 [N, 3, H, W] in [0, 1].
+
+    Image i depends on prompts[i], image_seeds[i] and the weights alone.
+    """
+    shape, device = policy.backbone.latent_shape, policy.backbone.device
+    images = []
+    for rows in _slices(len(prompts), micro_batch):
+        conditioning = embeddings(prompts[rows])
+        index = image_seeds[rows]
+        with torch.inference_mode():
+            x = seeds.normal(shape, [(i, "image", "start") for i in index]).to(device)
+            for step in range(denoiser.num_steps):
+                steps_now = torch.full((len(x),), step, device=device)
+                transition = policy.transition(denoiser, x, steps_now, conditioning)
+                noise = seeds.normal(shape, [(i, "image", f"step {step}") for i in index]).to(device)
+                x = gaussian.sample(transition.mean, transition.std, noise)
+            images.append(policy.backbone.decode(transition.x0))
+    return torch.cat(images)
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))

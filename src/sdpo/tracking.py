@@ -1,0 +1,108 @@
+"""metrics.jsonl, the trackers, and the progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sdpo.errors import UserError
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object an epoch, flushed to the disk before the epoch's checkpoint is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def start(self, last_epoch: int) -> None:
+        """Keep the rows up to `last_epoch` (0: none); a resumed run writes the later ones again."""
+        rows = []
+        if self.path.exists() and last_epoch:
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # a line that a killed process left half written belongs to an epoch after the checkpoint
+                if row["epoch"] <= last_epoch:
+                    rows.append(line)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in rows), encoding="utf-8")
+        temporary.replace(self.path)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add an epoch."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class Trackers:
+    """The user's trackers, through accelerate."""
+
+    def __init__(self, names: list[str], run_dir: Path, config: dict[str, Any]) -> None:
+        self._accelerator = None
+        if not names:
+            return
+        from accelerate import Accelerator
+
+        try:
+            self._accelerator = Accelerator(log_with=names, project_dir=str(run_dir), cpu=True)
+            self._accelerator.init_trackers("sdpo", config=_flat(config))
+        except (ValueError, ImportError) as error:
+            raise UserError(f"trackers: {', '.join(names)} cannot be started: {error}") from error
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Log an epoch."""
+        if self._accelerator is not None:
+            self._accelerator.log(row, step=row["epoch"])
+
+    def close(self) -> None:
+        """Finish."""
+        if self._accelerator is not None:
+            self._accelerator.end_training()
+
+
+class ProgressBar:
+    """Epochs with reward, loss and time left; silent where the output is not a terminal."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self._bar = Progress(
+            TextColumn("epoch"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            disable=not sys.stdout.isatty(),
+        )
+        self._task = self._bar.add_task("train", total=total, completed=done, note="")
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self, row: dict[str, Any]) -> None:
+        """One epoch is done."""
+        note = f"reward {row['reward/last_step']:.4g}  loss {row['train/loss']:.4g}"
+        self._bar.update(self._task, advance=1, note=note)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value if isinstance(value, int | float | str | bool) else str(value)
+    return flat

@@ -1,0 +1,358 @@
+"""The loop: prompts, trajectories, scores, advantages, shuffled update; then evaluation, metrics and checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from sdpo import build, seeds
+from sdpo.backbones import wrap_pipeline
+from sdpo.checkpoint import Checkpoint, CheckpointStore
+from sdpo.config import Config
+from sdpo.errors import DivergenceError, UserError
+from sdpo.evaluation import Evaluation, evaluate, write_evaluation
+from sdpo.policy import Policy, PromptEmbeddings
+from sdpo.processes import Processes
+from sdpo.prompts import Prompt, load_prompts
+from sdpo.report import write_report
+from sdpo.returns import discounted_returns
+from sdpo.rewards import Reward, check_reward_name, load_reward
+from sdpo.sampler import rollout
+from sdpo.scoring import RewardMix, Scores, score
+from sdpo.tracking import MetricsFile, ProgressBar, Trackers
+from sdpo.types import Trajectories
+from sdpo.update import EMA, Updater, UpdateSettings, warmup_decay
+
+# What may differ when a run is resumed: none of it changes what the next epoch computes.
+RESUMABLE = {"epochs", "output_dir", "device", "evaluate", "checkpoint", "trackers"}
+
+
+class Trainer:
+    """A training run.
+
+    Args:
+        config: None is the preset `emoji`.
+        pipeline: the user's own diffusers pipeline, instead of `config.model`.
+        reward: the user's own callable `(images, prompts, metadata) → scores`, instead of `config.rewards`.
+        prompts: the user's own prompts, instead of `config.prompts.train`.
+
+    Raises:
+        UserError: if a part cannot be built; nothing has been written then but the run's directory.
+    """
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        pipeline: Any = None,
+        reward: Reward | Callable[..., Any] | None = None,
+        prompts: Sequence[str] | None = None,
+    ) -> None:
+        config = config or Config.load()
+        if prompts is not None:
+            sections = config.prompts.model_copy(update={"train": list(prompts), "unseen": None})
+            config = config.model_copy(update={"prompts": sections})
+        if reward is not None:
+            config = config.model_copy(update={"rewards": {getattr(reward, "__name__", type(reward).__name__): 1.0}})
+        self.config = config
+        self.algorithm = config.build_algorithm()
+        self.prompts = load_prompts(config.prompts.train)
+        self.unseen = load_prompts(config.prompts.unseen) if config.prompts.unseen is not None else []
+        judge = config.evaluate.judge
+        for name in [] if reward is not None else [*config.rewards, *([judge] if judge else [])]:
+            check_reward_name(name)
+        self.processes = Processes(config.device)
+        device = self.processes.device
+        build.check_processes(config, self.processes.count)
+        self.run_dir = build.prepare_run_dir(config, "runs/latest")
+        size = (config.model.height, config.model.width)
+        self.backbone = (
+            wrap_pipeline(pipeline, device, size) if pipeline is not None else build.build_backbone(config, device)
+        )
+        self.denoiser = self.backbone.denoiser(config.sample.num_steps, config.sample.eta)
+        for count in config.evaluate.steps:
+            self.backbone.denoiser(count, config.sample.eta)
+        build.prepare_training(self.backbone, config)
+        (name, *_) = config.rewards
+        rewards = {name: reward} if reward is not None else {n: load_reward(n, str(device)) for n in config.rewards}
+        self.mix = RewardMix(rewards, config.rewards)
+        self.evaluation_rewards = {**rewards, **({judge: load_reward(judge, str(device))} if judge else {})}
+        self.policy = Policy(self.backbone, config.sample.guidance_scale, build.DTYPES[config.model.dtype])
+        self.embeddings = PromptEmbeddings(self.backbone, [p.text for p in [*self.prompts, *self.unseen]])
+        self.normalizer = build.build_normalizer(config)
+        self.updater = self._build_updater()
+        self.store = CheckpointStore(
+            self.run_dir / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_best
+        )
+        self.metrics = MetricsFile(self.run_dir / "metrics.jsonl")
+        self.counters: dict[str, float] = {"images": 0, "reward_queries": 0, "denoiser_evaluations": 0, "seconds": 0.0}
+        self.epoch = 0
+
+    # -- the run -----------------------------------------------------------------------------------------
+
+    def train(self) -> Path:
+        """Train to the last epoch, from the newest checkpoint if there is one.
+
+        Returns:
+            The path of the report.
+
+        Raises:
+            UserError: a reward failed, the loss diverged, or the disk did; the last checkpoint stays.
+        """
+        self._start()
+        trackers = Trackers(
+            self.config.trackers if self.processes.is_main else [], self.run_dir, self.config.model_dump()
+        )
+        with ProgressBar(self.config.epochs, self.epoch) as progress:
+            while self.epoch < self.config.epochs:
+                row = self.train_epoch()
+                trackers.log(row)
+                progress.advance(row)
+        trackers.close()
+        return self._finish()
+
+    def train_epoch(self) -> dict[str, Any]:
+        """One epoch; returns its row of metrics."""
+        start = time.perf_counter()
+        epoch = self.epoch + 1
+        trajectories = self._sample(epoch)
+        scores = self._score(trajectories)
+        advantages = self._advantages(trajectories, scores)
+        update = self.updater.run(trajectories, advantages, self.denoiser, self.embeddings, epoch)
+        row = self._row(epoch, trajectories, scores, update, time.perf_counter() - start)
+        self.epoch = epoch
+        every = self.config.evaluate.every
+        if epoch == self.config.epochs or (every and epoch % every == 0):
+            row |= self._evaluate(epoch)
+        if self.processes.is_main:
+            self.metrics.append(row)
+        if epoch == self.config.epochs or epoch % self.config.checkpoint.every == 0:
+            self._save_checkpoint(row)
+        return row
+
+    # -- its parts ---------------------------------------------------------------------------------------
+
+    def _sample(self, epoch: int) -> Trajectories:
+        """This process's share: of every batch, a slice. Prompts and their order depend on the global index alone."""
+        sample, batch = self.config.sample, self.config.train.batch_size
+        share = batch // self.processes.count
+        order = seeds.permutation(sample.prompts_per_epoch, self.config.seed, epoch, "batches").reshape(-1, batch)
+        mine = order[:, self.processes.rank * share : (self.processes.rank + 1) * share].flatten().tolist()
+        prompts = [self._draw_prompt(epoch, index) for index in mine]
+        return rollout(
+            self.policy,
+            self.denoiser,
+            self.embeddings,
+            prompts,
+            mine,
+            seed=self.config.seed,
+            epoch=epoch,
+            branches=self.algorithm.branches,
+            micro_batch=build.micro_batch(sample.micro_batch, len(mine), self.backbone.device),
+        )
+
+    def _draw_prompt(self, epoch: int, index: int) -> Prompt:
+        """Prompts go round in a new random order each time all have been used."""
+        position = (epoch - 1) * self.config.sample.prompts_per_epoch + index
+        lap, place = divmod(position, len(self.prompts))
+        return self.prompts[int(seeds.permutation(len(self.prompts), self.config.seed, lap, "prompts")[place])]
+
+    def _score(self, trajectories: Trajectories) -> Scores:
+        def gather(scores: Any) -> dict[str, Tensor]:
+            parts = self.processes.gather([{n: v.cpu() for n, v in scores.items()}])
+            return {n: torch.cat([part[n] for part in parts]) for n in scores}
+
+        return score(trajectories, self.backbone, self.mix, self.algorithm.reward_plan, gather=gather)
+
+    def _advantages(self, trajectories: Trajectories, scores: Scores) -> Tensor:
+        returns = discounted_returns(scores.dense, self.algorithm.discount)
+        own = list(zip(trajectories.sample_index.tolist(), trajectories.prompts, returns.cpu(), strict=True))
+        everyone = sorted(self.processes.gather(own), key=lambda item: item[0])
+        advantages = self.normalizer.update([p for _, p, _ in everyone], torch.stack([r for _, _, r in everyone]))
+        place = {index: i for i, (index, _, _) in enumerate(everyone)}
+        return advantages[[place[i] for i, _, _ in own]].to(returns.device)
+
+    def _row(
+        self, epoch: int, trajectories: Trajectories, scores: Scores, update: dict[str, Tensor], seconds: float
+    ) -> dict[str, Any]:
+        groups, branches, steps = trajectories.log_prob.shape
+        settings = self.updater.settings
+        visited = settings.optimizer_steps(groups, steps) * settings.batch_size * branches
+        added = torch.tensor(
+            [groups * branches, scores.queries, groups * branches * steps + visited], dtype=torch.float64
+        )
+        images, queries, evaluations = (self.processes.mean(added) * self.processes.count).tolist()
+        self.counters["images"] += int(images)
+        self.counters["reward_queries"] += int(queries)
+        self.counters["denoiser_evaluations"] += int(evaluations) * self.policy.evaluations_per_step
+        self.counters["seconds"] += seconds
+        row: dict[str, Any] = {"epoch": epoch, **self.counters}
+        for name, value in update.items():
+            row[f"train/{name}"] = value.item()
+        row["train/learning_rate"] = self.updater.optimizer.param_groups[0]["lr"]
+        first = scores.first if scores.first is not None else scores.last
+        row["reward/first_step"] = self.processes.mean(first.mean()).item()
+        row["reward/last_step"] = self.processes.mean(scores.last.mean()).item()
+        for name, value in scores.raw.items():
+            row[f"reward/{name}"] = self.processes.mean(value).item()
+        bad = [name for name, value in row.items() if not math.isfinite(value)]
+        if bad:
+            kept = self.store.epochs()
+            last = f"The checkpoint of epoch {kept[-1]} is intact" if kept else "No checkpoint had been written"
+            raise DivergenceError(
+                f"epoch {epoch}: {', '.join(bad)} is not finite. {last}. Lower train.learning_rate "
+                f"(now {self.config.train.learning_rate:g}) or train.max_grad_norm, or use a wider model.dtype."
+            )
+        return row
+
+    def _evaluate(self, epoch: int) -> dict[str, float]:
+        """Evaluate the weights that would be saved; returns the means."""
+        settings = self.config.evaluate
+        ends = epoch in (0, self.config.epochs)
+        per_prompt = (
+            settings.images_per_prompt if ends else settings.images_per_prompt_between or settings.images_per_prompt
+        )
+        options: dict[str, Any] = dict(
+            steps=settings.steps,
+            eta=self.config.sample.eta,
+            micro_batch=2 * build.micro_batch(self.config.sample.micro_batch, 1024, self.backbone.device),
+            processes=self.processes,
+        )
+        extra: dict[str, Any] = dict(self.counters, judge=settings.judge)
+        with self._averaged_weights():
+            found = evaluate(
+                self.policy,
+                self.embeddings,
+                self.prompts,
+                self.evaluation_rewards,
+                images_per_prompt=per_prompt,
+                **options,
+            )
+            if ends and self.unseen:
+                unseen: Evaluation = evaluate(
+                    self.policy,
+                    self.embeddings,
+                    self.unseen,
+                    self.evaluation_rewards,
+                    images_per_prompt=per_prompt,
+                    **options,
+                )
+                extra["unseen"] = unseen.as_json()
+        if self.processes.is_main:
+            write_evaluation(found, self.run_dir, epoch, extra)
+        return found.metrics()
+
+    def _averaged_weights(self) -> contextlib.AbstractContextManager[Any]:
+        return self.updater.ema.applied() if self.updater.ema is not None else contextlib.nullcontext()
+
+    # -- start, stop and resume ----------------------------------------------------------------------------
+
+    def _build_updater(self) -> Updater:
+        train, sample = self.config.train, self.config.sample
+        share = train.batch_size // self.processes.count
+        settings = UpdateSettings(
+            batch_size=share,
+            micro_batch=build.micro_batch(train.micro_batch, share, self.backbone.device),
+            inner_epochs=train.inner_epochs,
+            timestep_fraction=train.timestep_fraction,
+            max_grad_norm=train.max_grad_norm,
+            kl_weight=train.kl_weight,
+            seed=self.config.seed,
+            step_shuffle=train.step_shuffle,
+        )
+        parameters = list(self.backbone.trainable_parameters().values())
+        optimizer = build.build_optimizer(parameters, train)
+        total = self.config.epochs * settings.optimizer_steps(
+            sample.prompts_per_epoch // self.processes.count, sample.num_steps
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, warmup_decay(train.lr_schedule, train.warmup_steps, total)
+        )
+        ema = EMA(parameters, train.ema_decay) if train.ema_decay is not None else None
+        return Updater(self.policy, self.algorithm, settings, optimizer, schedule, ema, self.processes.mean)
+
+    def _start(self) -> None:
+        epochs = self.store.epochs()
+        if epochs:
+            self._check_same_run()
+            self._restore(self.store.load(epochs[-1]))
+        if self.processes.is_main:
+            (self.run_dir / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
+            build.write_environment(self.run_dir / "environment.json", self.backbone.device, self.processes.count)
+            self.metrics.start(self.epoch)
+        if not epochs:
+            self._evaluate(0)
+
+    def _check_same_run(self) -> None:
+        stored = yaml.safe_load((self.run_dir / "config.yaml").read_text(encoding="utf-8"))
+        current = self.config.model_dump(mode="json")
+        for section in ("sample", "train"):
+            stored[section].pop("micro_batch", None)
+            current[section].pop("micro_batch", None)
+        changed = [k for k in current if k not in RESUMABLE and stored.get(k) != current[k]]
+        if changed:
+            details = "\n".join(f"  {k}: {stored.get(k)} → {current[k]}" for k in changed)
+            raise UserError(
+                f"{self.run_dir} holds a run of another configuration:\n{details}\n"
+                "Name another --output-dir, or repeat the command that made it to resume."
+            )
+
+    def _save_checkpoint(self, row: dict[str, Any]) -> None:
+        if not self.processes.is_main:
+            return
+        parameters = self.backbone.trainable_parameters()
+        ema = self.updater.ema
+        scores = [v for k, v in row.items() if k.rsplit("/", 1)[0] in {f"eval/{n}" for n in self.config.rewards}]
+        state: dict[str, Any] = {
+            "optimizer": self.updater.optimizer.state_dict(),
+            "lr_schedule": self.updater.lr_schedule.state_dict(),
+            "scaler": self.updater.scaler.state_dict(),
+            "ema_count": ema.count if ema else 0,
+            "normalizer": self.normalizer.state_dict(),
+            "mix": self.mix.state_dict(),
+            "counters": dict(self.counters),
+        }
+        state["lr_schedule"].pop("lr_lambdas", None)
+        self.store.save(
+            Checkpoint(
+                epoch=self.epoch,
+                weights={n: p.detach() for n, p in parameters.items()},
+                ema=dict(zip(parameters, ema.average, strict=True)) if ema else {},
+                state=state,
+                score=sum(scores) / len(scores) if scores else None,
+            )
+        )
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        parameters = self.backbone.trainable_parameters()
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(checkpoint.weights[name])
+            if self.updater.ema is not None:
+                for average, name in zip(self.updater.ema.average, parameters, strict=True):
+                    average.copy_(checkpoint.ema[name])
+                self.updater.ema.count = checkpoint.state["ema_count"]
+        schedule = self.updater.lr_schedule
+        schedule.load_state_dict({**checkpoint.state["lr_schedule"], "lr_lambdas": [None]})
+        self.updater.optimizer.load_state_dict(checkpoint.state["optimizer"])
+        self.updater.scaler.load_state_dict(checkpoint.state["scaler"])
+        self.normalizer.load_state_dict(checkpoint.state["normalizer"])
+        self.mix.load_state_dict(checkpoint.state["mix"])
+        self.counters = dict(checkpoint.state["counters"])
+        self.epoch = checkpoint.epoch
+
+    def _finish(self) -> Path:
+        if self.processes.is_main:
+            with self._averaged_weights():
+                self.backbone.save(self.run_dir)
+            write_report(self.run_dir)
+        self.processes.barrier()
+        return self.run_dir / "report.html"

@@ -1,0 +1,71 @@
+"""The records that flow through a training epoch, and the legend of their axes.
+
+| axis | meaning |
+|---|---|
+| B | prompts (groups) in a batch |
+| K | branches that share a prompt and a starting noise; 2 for SDPO |
+| T | denoising steps of a trajectory; index 0 is the noisiest |
+| C, H, W | latent channels, height, width |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class Trajectories:
+    """Dual-state trajectories of one epoch, on one process.
+
+    Attributes:
+        prompts: B prompts.
+        metadata: B dictionaries that came with the prompts; they reach the reward.
+        sample_index: global sample indices, int64 [B].
+        states: noisy latents x_0 … x_T, [B, K, T+1, C, H, W].
+        x0: predicted clean latents, the second state, [B, K, T, C, H, W].
+        log_prob: log-probability of each step under the sampling policy, float32 [B, K, T].
+        stochastic: which steps are random and so have a density, bool [T].
+    """
+
+    prompts: list[str]
+    metadata: list[dict[str, Any]]
+    sample_index: Tensor
+    states: Tensor
+    x0: Tensor
+    log_prob: Tensor
+    stochastic: Tensor
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.log_prob.shape[2]
+
+
+@dataclass
+class StepBatch:
+    """What an algorithm sees of a minibatch: one step of each of B groups.
+
+    Attributes:
+        log_prob: under the current policy, with gradient, [B, K].
+        old_log_prob: under the policy that sampled, [B, K].
+        advantage: [B, K].
+        step_index: which step each group is at, int64 [B].
+        mask: 1 where the step is stochastic, else 0, [B].
+    """
+
+    log_prob: Tensor
+    old_log_prob: Tensor
+    advantage: Tensor
+    step_index: Tensor
+    mask: Tensor
+
+
+@dataclass
+class LossOutput:
+    """A scalar loss with gradient, and detached scalar metrics."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)

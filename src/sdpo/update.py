@@ -1,0 +1,260 @@
+"""Step-shuffled updates: every minibatch mixes steps, every step of every sample is visited once a pass."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sdpo import gaussian, seeds
+from sdpo.algorithms import Algorithm
+from sdpo.denoisers import Denoiser
+from sdpo.policy import Policy, PromptEmbeddings
+from sdpo.sampler import branch_conditioning
+from sdpo.types import StepBatch, Trajectories
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """What an epoch's update needs to know; batch sizes are those of this process.
+
+    Attributes:
+        batch_size: groups an optimizer step.
+        micro_batch: groups a network call; changes speed and memory only.
+        inner_epochs: passes over the trajectories.
+        timestep_fraction: share of each trajectory's shuffled steps that is visited.
+        max_grad_norm: global gradient-norm clip.
+        kl_weight: weight of KL(policy ‖ base model); 0 is off.
+        seed: of the run.
+        step_shuffle: a random order of steps for each sample; else all go from the noisiest to the last.
+    """
+
+    batch_size: int
+    micro_batch: int
+    inner_epochs: int = 1
+    timestep_fraction: float = 1.0
+    max_grad_norm: float = 1.0
+    kl_weight: float = 0.0
+    seed: int = 0
+    step_shuffle: bool = True
+
+    def optimizer_steps(self, groups: int, num_steps: int) -> int:
+        """Optimizer steps of one epoch."""
+        visited = max(1, math.ceil(self.timestep_fraction * num_steps))
+        return self.inner_epochs * visited * (groups // self.batch_size)
+
+
+class Updater:
+    """Owns the optimizer, its schedule, the loss scaler and the average of the weights.
+
+    Args:
+        policy: trained.
+        algorithm: its loss.
+        settings: see there.
+        optimizer: over the trainable parameters.
+        lr_schedule: stepped with the optimizer.
+        ema: average of the weights, or None.
+        all_reduce: averages a tensor over all processes.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        algorithm: Algorithm,
+        settings: UpdateSettings,
+        optimizer: torch.optim.Optimizer,
+        lr_schedule: torch.optim.lr_scheduler.LRScheduler,
+        ema: EMA | None = None,
+        all_reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    ) -> None:
+        self.policy = policy
+        self.algorithm = algorithm
+        self.settings = settings
+        self.optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.ema = ema
+        self.all_reduce = all_reduce
+        self.parameters = list(policy.backbone.trainable_parameters().values())
+        device = policy.backbone.device
+        # float16 gradients underflow without scaling; the other types need none.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=policy.dtype == torch.float16 and device.type == "cuda")
+
+    def run(
+        self,
+        trajectories: Trajectories,
+        advantages: Tensor,
+        denoiser: Denoiser,
+        embeddings: PromptEmbeddings,
+        epoch: int,
+    ) -> dict[str, Tensor]:
+        """One epoch's optimizer steps.
+
+        Args:
+            trajectories: B groups, in the order in which batches take them.
+            advantages: [B, K, T].
+            denoiser: the schedule they were sampled on.
+            embeddings: of their prompts.
+            epoch: numbers the shuffles.
+
+        Returns:
+            Metrics as device tensors, averaged over the epoch's optimizer steps.
+        """
+        size = self.settings.batch_size
+        groups, steps = len(trajectories.prompts), trajectories.num_steps
+        visited = max(1, math.ceil(self.settings.timestep_fraction * steps))
+        sums: dict[str, Tensor] = {}
+        count = 0
+        on_policy: Tensor | None = None
+        for inner in range(self.settings.inner_epochs):
+            order = self._step_order(trajectories, epoch, inner)  # [B, T]
+            for j in range(visited):
+                for start in range(0, groups, size):
+                    rows = torch.arange(start, start + size, device=order.device)
+                    metrics, deviation = self._accumulate(
+                        trajectories, advantages, denoiser, embeddings, rows, order[:, j]
+                    )
+                    if on_policy is None:
+                        # Before the first update both policies are the same; what is left is rounding.
+                        on_policy = deviation
+                    metrics["grad_norm"] = self._step()
+                    count += 1
+                    for name, value in metrics.items():
+                        sums[name] = sums[name] + value if name in sums else value
+        means = {name: self.all_reduce(value / count) for name, value in sums.items()}
+        assert on_policy is not None, "an epoch has at least one minibatch"
+        means["on_policy_log_ratio"] = self.all_reduce(on_policy)
+        return means
+
+    def _step_order(self, trajectories: Trajectories, epoch: int, inner: int) -> Tensor:
+        """Each sample's own random permutation of its steps, [B, T]."""
+        steps, device = trajectories.num_steps, trajectories.states.device
+        if not self.settings.step_shuffle:
+            return torch.arange(steps, device=device).expand(len(trajectories.prompts), steps)
+        indices = trajectories.sample_index.tolist()
+        orders = [seeds.permutation(steps, self.settings.seed, epoch, i, f"order {inner}") for i in indices]
+        return torch.stack(orders).to(device)
+
+    def _accumulate(
+        self,
+        trajectories: Trajectories,
+        advantages: Tensor,
+        denoiser: Denoiser,
+        embeddings: PromptEmbeddings,
+        rows: Tensor,
+        step_of_row: Tensor,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Gradients of one minibatch, micro-batch by micro-batch; returns metrics and the largest |log-ratio|."""
+        sums: dict[str, Tensor] = {}
+        deviations = []
+        for micro in rows.split(self.settings.micro_batch):
+            share = len(micro) / len(rows)
+            batch, kl = self._step_batch(trajectories, advantages, denoiser, embeddings, micro, step_of_row[micro])
+            output = self.algorithm.loss(batch)
+            loss = output.loss
+            if kl is not None:
+                loss = loss + self.settings.kl_weight * kl
+                output.metrics["kl_to_base"] = kl.detach()
+            self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+            deviations.append((batch.log_prob.detach() - batch.old_log_prob).abs().max())
+            for name, value in output.metrics.items():
+                sums[name] = sums[name] + share * value if name in sums else share * value
+        return sums, torch.stack(deviations).max()
+
+    def _step_batch(
+        self,
+        trajectories: Trajectories,
+        advantages: Tensor,
+        denoiser: Denoiser,
+        embeddings: PromptEmbeddings,
+        rows: Tensor,
+        step_index: Tensor,
+    ) -> tuple[StepBatch, Tensor | None]:
+        """One step of each row under the current policy, all branches in one network call."""
+        branches = trajectories.log_prob.shape[1]
+        x = trajectories.states[rows, :, step_index].flatten(0, 1)
+        following = trajectories.states[rows, :, step_index + 1].flatten(0, 1)
+        steps = step_index.repeat_interleave(branches)
+        conditioning = branch_conditioning(embeddings, [trajectories.prompts[i] for i in rows.tolist()], branches)
+        transition = self.policy.transition(denoiser, x, steps, conditioning)
+        log_prob = gaussian.log_prob(following, transition.mean, transition.std).unflatten(0, (-1, branches))
+        kl = None
+        if self.settings.kl_weight > 0:
+            with torch.no_grad(), self.policy.backbone.reference():
+                base = self.policy.transition(denoiser, x, steps, conditioning)
+            kl = gaussian.kl_divergence(transition.mean, base.mean, transition.std).mean()
+        batch = StepBatch(
+            log_prob=log_prob,
+            old_log_prob=trajectories.log_prob[rows, :, step_index],
+            advantage=advantages[rows, :, step_index],
+            step_index=step_index,
+            mask=trajectories.stochastic[step_index].float(),
+        )
+        return batch, kl
+
+    def _step(self) -> Tensor:
+        """Average gradients over processes, clip, step; returns the gradient norm before clipping."""
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        flat = self.all_reduce(torch.cat([g.flatten() for g in gradients]))
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.lr_schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update()
+        return norm.detach()
+
+
+class EMA:
+    """Exponential moving average of parameters, with the usual warm-up of the decay.
+
+    Args:
+        parameters: averaged.
+        decay: after the warm-up; the first updates use min(decay, (1 + n) / (10 + n)).
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
+        self.parameters = parameters
+        self.decay = decay
+        self.count = 0
+        self.average = [p.detach().clone() for p in parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the current weights in."""
+        self.count += 1
+        decay = min(self.decay, (1 + self.count) / (10 + self.count))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+
+    @contextlib.contextmanager
+    def applied(self):  # type: ignore[no-untyped-def]
+        """A context in which the parameters hold the average."""
+        trained = [p.data for p in self.parameters]
+        for parameter, mean in zip(self.parameters, self.average, strict=True):
+            parameter.data = mean
+        try:
+            yield
+        finally:
+            for parameter, value in zip(self.parameters, trained, strict=True):
+                parameter.data = value
+
+
+def warmup_decay(name: str, warmup_steps: int, total_steps: int) -> Callable[[int], float]:
+    """The learning rate's factor at each optimizer step: linear warm-up, then constant, or linear or cosine to 0."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        if name == "constant":
+            return 1.0
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return 1 - progress if name == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor

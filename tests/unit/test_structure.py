@@ -1,0 +1,52 @@
+"""The import column of the design: mathematics knows no files, only backbones know diffusers and peft."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sdpo
+
+ROOT = Path(sdpo.__file__).parent
+PURE = ["types.py", "gaussian.py", "seeds.py", "dense.py", "returns.py", "advantages.py", "denoisers", "algorithms"]
+FORBIDDEN_IN_PURE = {"diffusers", "peft", "accelerate", "transformers", "yaml", "pydantic", "json", "pathlib", "os"}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def files(place: str) -> list[Path]:
+    path = ROOT / place
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+
+
+@pytest.mark.parametrize("place", PURE)
+def test_mathematics_imports_no_edges(place: str) -> None:
+    for file in files(place):
+        roots = {name.split(".")[0] for name in imports(file)}
+        assert not roots & FORBIDDEN_IN_PURE, file
+        inner = {name.split(".")[1] for name in imports(file) if name.startswith("sdpo.")}
+        assert inner <= {Path(p).stem for p in PURE}, file
+
+
+def test_only_backbones_import_diffusers_and_peft() -> None:
+    allowed = {ROOT / "backbones", ROOT / "cli.py"}  # the command line lowers diffusers' log level
+    for file in sorted(ROOT.rglob("*.py")):
+        if not {file, *file.parents} & allowed:
+            assert not {name.split(".")[0] for name in imports(file)} & {"diffusers", "peft"}, file
+
+
+def test_importing_sdpo_imports_no_heavy_library() -> None:
+    code = "import sdpo, sys; assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules), 'heavy'"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -159,7 +159,8 @@ class Config(_Section):
             raise ValueError(
                 f"sample.prompts_per_epoch ({prompts}) must be a multiple of train.batch_size ({batch}), "
                 f"so that every optimizer step sees a whole batch. "
-                f"Nearest: train.batch_size={' or '.join(map(str, nearest))}, or sample.prompts_per_epoch={max(1, round(prompts / batch)) * batch}"
+                f"Nearest: train.batch_size={' or '.join(map(str, nearest))}, "
+                f"or sample.prompts_per_epoch={max(1, round(prompts / batch)) * batch}"
             )
         return self
 

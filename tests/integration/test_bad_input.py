@@ -1,0 +1,85 @@
+"""What users get wrong: exit code 2, one message that says what and how to fix it, no traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import Run
+
+REWARDS = """
+import torch
+def short(images, prompts, metadata): return torch.zeros(len(prompts) - 1)
+def nan(images, prompts, metadata): return [float("nan")] * len(prompts)
+def raises(images, prompts, metadata): raise RuntimeError("the judge is asleep")
+def words(images, prompts, metadata): return ["good"] * len(prompts)
+"""
+
+
+def refused(result: object, *words: str) -> None:
+    assert result.returncode == 2, (result.stdout, result.stderr)  # type: ignore[attr-defined]
+    assert "Traceback" not in result.stderr  # type: ignore[attr-defined]
+    for word in words:
+        assert word in result.stderr, result.stderr  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["emojy"], ["emojy", "did you mean 'emoji'"]),
+        (["emoji", "trian.lr=1"], ["trian", "train"]),
+        (["emoji", "train.learning_rat=1"], ["train.learning_rate"]),
+        (["emoji", "algorithm.clip_rang=1"], ["clip_range"]),
+        (["emoji", "epochs=many"], ["epochs", "many"]),
+        (["emoji", "algorithm.discount=2"], ["discount"]),
+        (["emoji", "prompts.train=nowhere.txt"], ["nowhere.txt", "simple_animals"]),
+        (["emoji", "rewards={emoji_scor: 1.0}"], ["emoji_scor", "emoji_score"]),
+        (["emoji", "sample.num_steps=0"], ["num_steps"]),
+        (["emoji", "sample.num_steps=1001"], ["1001", "1000"]),
+        (["emoji", "evaluate.steps=[4, 2000]"], ["2000"]),
+        (["emoji", "sample.eta=0"], ["eta", "log-prob"]),
+        (["emoji", "train.batch_size=7"], ["batch_size", "9"]),
+        (["emoji", "model.path=/nowhere/at/all"], ["/nowhere/at/all"]),
+        (["emoji", "lora={rank: 2, targets: [to_z]}"], ["to_z"]),
+        (["aesthetic", "model.dtype=float32"], ["stabilityai/sd-turbo", "model.path=/path/to/sd-turbo"]),
+    ],
+)
+def test_train_refuses(sdpo: Run, arguments: list[str], words: list[str]) -> None:
+    refused(sdpo("train", *arguments), *words)
+
+
+def test_empty_prompt_file_and_output_that_is_a_file(sdpo: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n# only a comment\n")
+    refused(sdpo("train", "emoji", "prompts.train=empty.txt"), "empty.txt", "empty")
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "cat"}\n{"promt": "dog"}\n')
+    refused(sdpo("train", "emoji", "prompts.train=broken.jsonl"), "broken.jsonl:2")
+    (tmp_path / "file").write_text("")
+    refused(sdpo("train", "emoji", "--output-dir", "file"), "file", "directory")
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        ("short", ["mine:short", "expected one score an image"]),
+        ("nan", ["mine:nan", "nan", "cat"]),
+        ("raises", ["mine:raises", "the judge is asleep"]),
+        ("words", ["mine:words", "numbers"]),
+        ("missing", ["mine:missing", "cannot be imported"]),
+    ],
+)
+def test_a_failing_reward_is_an_error_never_a_zero(
+    sdpo: Run, tmp_path: Path, tiny_overrides: list[str], reward: str, words: list[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(REWARDS)
+    overrides = [*tiny_overrides, f"rewards={{'mine:{reward}': 1.0}}", "prompts.train=[cat]"]
+    refused(sdpo("train", "emoji", *overrides), *words)
+
+
+def test_other_commands_refuse(sdpo: Run, tmp_path: Path) -> None:
+    refused(sdpo("report", "nowhere"), "nowhere")
+    refused(sdpo("evaluate", "emoji", "--steps", "one"), "--steps")
+    refused(sdpo("sample", "nowhere/at/all", "cat"), "nowhere/at/all")
+    (tmp_path / "model").mkdir()
+    refused(sdpo("sample", "model", "cat"), "model_index.json")
+    (tmp_path / "model" / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
+    refused(sdpo("sample", "model", "cat"), "KandinskyPipeline", "StableDiffusionPipeline")

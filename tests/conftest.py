@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test may look for a network
+
+from sdpo.cli import main
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -83,13 +87,19 @@ def tiny_overrides(tiny_pipeline: Path) -> list[str]:
 
 
 @pytest.fixture
-def sdpo(tmp_path: Path) -> Run:
-    """The real command line in a subprocess, in an empty directory, without network."""
+def sdpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command line's entry point, in an empty directory. Starting Python for each call would cost minutes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "PYTHONPATH": str(tmp_path)}
-        return subprocess.run(
-            [sys.executable, "-m", "sdpo", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        sys.modules.pop("mine", None)
+        capsys.readouterr()
+        try:
+            code = main(list(arguments))
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        output = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, output.out, output.err)
 
     return run

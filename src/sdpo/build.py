@@ -19,16 +19,21 @@ from sdpo.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """What the network computes in: `model.dtype`, but float32 where a CPU would have to run float16."""
+    if config.model.dtype == "float16" and device.type == "cpu":
+        return torch.float32
+    return DTYPES[config.model.dtype]
+
+
 def build_backbone(config: Config, device: torch.device) -> Backbone:
     """The model, ready to sample; nothing is trainable yet."""
     model = config.model
-    if model.dtype == "float16" and device.type == "cpu":
-        raise UserError("model.dtype float16 needs a GPU: on a CPU use model.dtype=bfloat16 or float32")
     return load_backbone(
         model.path,
         revision=model.revision,
         variant=model.variant,
-        dtype=DTYPES[model.dtype],
+        dtype=compute_dtype(config, device),
         device=device,
         size=(model.height, model.width),
     )

@@ -38,7 +38,9 @@ def load_tuned(config: Config, run_dir: Path, device: torch.device) -> Backbone:
     """The tuned model, as anyone would load it: the base with the LoRA, or the whole pipeline."""
     if config.lora is None:
         size = (config.model.height, config.model.width)
-        return load_backbone(str(run_dir / "model"), dtype=build.DTYPES[config.model.dtype], device=device, size=size)
+        return load_backbone(
+            str(run_dir / "model"), dtype=build.compute_dtype(config, device), device=device, size=size
+        )
     backbone: Any = build.build_backbone(config, device)
     backbone.load_lora(run_dir / "lora")
     return backbone  # type: ignore[no-any-return]
@@ -85,7 +87,7 @@ def evaluate_target(
     chosen = load_prompts(prompts if prompts is not None else config.prompts.train)
 
     def run(backbone: Backbone) -> Evaluation:
-        policy = Policy(backbone, config.sample.guidance_scale, build.DTYPES[config.model.dtype])
+        policy = Policy(backbone, config.sample.guidance_scale, build.compute_dtype(config, processes.device))
         return evaluate(
             policy,
             PromptEmbeddings(backbone, [p.text for p in chosen]),

@@ -85,7 +85,7 @@ class Trainer:
         rewards = {name: reward} if reward is not None else {n: load_reward(n, str(device)) for n in config.rewards}
         self.mix = RewardMix(rewards, config.rewards)
         self.evaluation_rewards = {**rewards, **({judge: load_reward(judge, str(device))} if judge else {})}
-        self.policy = Policy(self.backbone, config.sample.guidance_scale, build.DTYPES[config.model.dtype])
+        self.policy = Policy(self.backbone, config.sample.guidance_scale, build.compute_dtype(config, device))
         self.embeddings = PromptEmbeddings(self.backbone, [p.text for p in [*self.prompts, *self.unseen]])
         self.normalizer = build.build_normalizer(config)
         self.updater = self._build_updater()

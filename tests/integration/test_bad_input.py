@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,7 @@ def refused(result: object, *words: str) -> None:
     [
         (["emojy"], ["emojy", "did you mean 'emoji'"]),
         (["emoji", "trian.lr=1"], ["trian", "train"]),
-        (["emoji", "train.learning_rat=1"], ["train.learning_rate"]),
+        (["emoji", "train.learning_rat=1"], ["'learning_rate'"]),
         (["emoji", "algorithm.clip_rang=1"], ["clip_range"]),
         (["emoji", "epochs=many"], ["epochs", "many"]),
         (["emoji", "algorithm.discount=2"], ["discount"]),
@@ -41,7 +43,7 @@ def refused(result: object, *words: str) -> None:
         (["emoji", "train.batch_size=7"], ["batch_size", "9"]),
         (["emoji", "model.path=/nowhere/at/all"], ["/nowhere/at/all"]),
         (["emoji", "lora={rank: 2, targets: [to_z]}"], ["to_z"]),
-        (["aesthetic", "model.dtype=float32"], ["stabilityai/sd-turbo", "model.path=/path/to/sd-turbo"]),
+        (["aesthetic"], ["stabilityai/sd-turbo", "model.path=/path/to/sd-turbo"]),
     ],
 )
 def test_train_refuses(sdpo: Run, arguments: list[str], words: list[str]) -> None:
@@ -83,3 +85,8 @@ def test_other_commands_refuse(sdpo: Run, tmp_path: Path) -> None:
     refused(sdpo("sample", "model", "cat"), "model_index.json")
     (tmp_path / "model" / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
     refused(sdpo("sample", "model", "cat"), "KandinskyPipeline", "StableDiffusionPipeline")
+
+
+def test_the_real_process_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sdpo", "train", "emojy"]
+    refused(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True), "did you mean 'emoji'")

@@ -152,6 +152,11 @@ class Config(_Section):
                 f"sample.eta is 0, which makes sampling deterministic, but algorithm {self.algorithm['name']} "
                 "learns from log-probabilities of random steps: set sample.eta to 1.0 (published) or above 0"
             )
+        if self.algorithm.get("credit") == "future" and self.sample.num_steps == 1:
+            raise ValueError(
+                "algorithm.credit=future learns nothing at sample.num_steps=1: no reward follows the only step; "
+                "use algorithm.credit=step or more steps"
+            )
         prompts, batch = self.sample.prompts_per_epoch, self.train.batch_size
         if prompts % batch:
             legal = [d for d in range(1, prompts + 1) if prompts % d == 0]

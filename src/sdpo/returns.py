@@ -24,6 +24,23 @@ def discounted_returns(rewards: Tensor, discount: float) -> Tensor:
     return returns
 
 
+def future_returns(rewards: Tensor, discount: float) -> Tensor:
+    """γ G_{i+1}: the part of G_i that the noise of step i can still change; 0 at the last step.
+
+    R̂_i belongs to x̂_i, which is fixed before step i draws its noise. In G_i it is a term that is independent of the
+    step's log-probability: its gradient has mean 0 and only adds variance. At the last step nothing else is left.
+
+    Args:
+        rewards: [..., T] in sampling order.
+        discount: γ in 0 … 1.
+
+    Returns:
+        [..., T].
+    """
+    following = discount * discounted_returns(rewards, discount)[..., 1:]
+    return torch.cat([following, torch.zeros_like(rewards[..., :1])], dim=-1)
+
+
 def temporal_weights(num_steps: int, decay: float, device: torch.device | str = "cpu") -> Tensor:
     """λ^i for i = 0 … T−1: the noisiest step, which is the one-step sample, weighs most; float32 [T]."""
     return decay ** torch.arange(num_steps, dtype=torch.float32, device=device)

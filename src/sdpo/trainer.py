@@ -23,7 +23,7 @@ from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.processes import Processes
 from sdpo.prompts import Prompt, load_prompts
 from sdpo.report import write_report
-from sdpo.returns import discounted_returns
+from sdpo.returns import discounted_returns, future_returns
 from sdpo.rewards import Reward, check_reward_name, load_reward
 from sdpo.sampler import rollout
 from sdpo.scoring import RewardMix, Scores, score
@@ -173,7 +173,8 @@ class Trainer:
         return score(trajectories, self.backbone, self.mix, self.algorithm.reward_plan, gather=gather)
 
     def _advantages(self, trajectories: Trajectories, scores: Scores) -> Tensor:
-        returns = discounted_returns(scores.dense, self.algorithm.discount)
+        returns_of = discounted_returns if self.algorithm.credit == "step" else future_returns
+        returns = returns_of(scores.dense, self.algorithm.discount)
         own = list(zip(trajectories.sample_index.tolist(), trajectories.prompts, returns.cpu(), strict=True))
         everyone = sorted(self.processes.gather(own), key=lambda item: item[0])
         advantages = self.normalizer.update([p for _, p, _ in everyone], torch.stack([r for _, _, r in everyone]))

@@ -15,7 +15,7 @@ from sdpo.denoisers import DDIM
 from sdpo.denoisers.ddim import trailing_timesteps
 from sdpo.dense import anchor_steps, query_steps, spread_rewards
 from sdpo.gaussian import kl_divergence, log_prob, sample
-from sdpo.returns import discounted_returns, temporal_weights
+from sdpo.returns import discounted_returns, future_returns, temporal_weights
 
 ALPHAS = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()).cumprod(0)
 
@@ -186,3 +186,8 @@ def test_masked_steps_do_not_count() -> None:
 def test_sdpo_refuses_one_branch() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         SDPO(branches=1)
+
+
+def test_future_returns_leave_out_the_steps_own_reward() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 4.0]])
+    torch.testing.assert_close(future_returns(rewards, 0.5), discounted_returns(rewards, 0.5) - rewards)

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from sdpo.types import LossOutput, StepBatch
 
 RewardPlan = Literal["final", "anchors", "all"]
+Credit = Literal["step", "future"]
 
 
 class Algorithm(ABC):
@@ -18,6 +19,7 @@ class Algorithm(ABC):
         reward_plan: `final` rewards the last image alone, `anchors` queries three images and spreads, `all` queries
             every step.
         discount: γ of the returns.
+        credit: `step` counts the reward of a step's own x̂ in its return, `future` only the rewards after it.
         unit: whether the loss takes single steps or whole trajectories.
         needs_log_prob: whether sampling must be stochastic.
     """
@@ -25,6 +27,7 @@ class Algorithm(ABC):
     branches: int
     reward_plan: RewardPlan
     discount: float
+    credit: Credit
     unit: ClassVar[Literal["step", "trajectory"]] = "step"
     needs_log_prob: ClassVar[bool] = True
 

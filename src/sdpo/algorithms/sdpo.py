@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdpo.algorithms.base import Algorithm, RewardPlan
+from sdpo.algorithms.base import Algorithm, Credit, RewardPlan
 from sdpo.types import LossOutput, StepBatch
 
 
@@ -84,6 +84,7 @@ class SDPO(Algorithm):
     log_ratio_scale: float = 1.0
     reward_plan: RewardPlan = "anchors"
     branches: int = 2
+    credit: Credit = "step"
 
     def __post_init__(self) -> None:
         if self.branches < 2:

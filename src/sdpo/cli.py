@@ -111,7 +111,8 @@ def _cost(config: Config) -> str:
     sample, train = config.sample, config.train
     branches = config.algorithm["branches"]
     trajectories = sample.prompts_per_epoch * branches
-    visited = max(1, math.ceil(train.timestep_fraction * sample.num_steps))
+    eligible = sample.num_steps - (config.algorithm.get("credit") == "future")
+    visited = max(1, math.ceil(train.timestep_fraction * eligible))
     queries = {"final": 1, "anchors": min(3, sample.num_steps), "all": sample.num_steps}[
         config.algorithm["reward_plan"]
     ]

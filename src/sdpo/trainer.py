@@ -268,6 +268,7 @@ class Trainer:
             kl_weight=train.kl_weight,
             seed=self.config.seed,
             step_shuffle=train.step_shuffle,
+            last_step=self.algorithm.credit == "step",
         )
         parameters = list(self.backbone.trainable_parameters().values())
         optimizer = build.build_optimizer(parameters, train)

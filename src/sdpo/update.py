@@ -30,6 +30,7 @@ class UpdateSettings:
         max_grad_norm: global gradient-norm clip.
         kl_weight: weight of KL(policy ‖ base model); 0 is off.
         seed: of the run.
+        last_step: visit the last step too; under `credit: future` it has nothing to learn from.
         step_shuffle: a random order of steps for each sample; else all go from the noisiest to the last.
     """
 
@@ -41,11 +42,19 @@ class UpdateSettings:
     kl_weight: float = 0.0
     seed: int = 0
     step_shuffle: bool = True
+    last_step: bool = True
 
     def optimizer_steps(self, groups: int, num_steps: int) -> int:
         """Optimizer steps of one epoch."""
-        visited = max(1, math.ceil(self.timestep_fraction * num_steps))
-        return self.inner_epochs * visited * (groups // self.batch_size)
+        return self.inner_epochs * self.visited_steps(num_steps) * (groups // self.batch_size)
+
+    def visited_steps(self, num_steps: int) -> int:
+        """Steps of each trajectory that one pass visits."""
+        return max(1, math.ceil(self.timestep_fraction * self.eligible_steps(num_steps)))
+
+    def eligible_steps(self, num_steps: int) -> int:
+        """Steps among which a pass chooses."""
+        return num_steps if self.last_step else num_steps - 1
 
 
 class Updater:
@@ -105,7 +114,7 @@ class Updater:
         """
         size = self.settings.batch_size
         groups, steps = len(trajectories.prompts), trajectories.num_steps
-        visited = max(1, math.ceil(self.settings.timestep_fraction * steps))
+        visited = self.settings.visited_steps(steps)
         sums: dict[str, Tensor] = {}
         count = 0
         on_policy: Tensor | None = None
@@ -130,8 +139,8 @@ class Updater:
         return means
 
     def _step_order(self, trajectories: Trajectories, epoch: int, inner: int) -> Tensor:
-        """Each sample's own random permutation of its steps, [B, T]."""
-        steps, device = trajectories.num_steps, trajectories.states.device
+        """Each sample's own random permutation of its eligible steps, [B, at most T]."""
+        steps, device = self.settings.eligible_steps(trajectories.num_steps), trajectories.states.device
         if not self.settings.step_shuffle:
             return torch.arange(steps, device=device).expand(len(trajectories.prompts), steps)
         indices = trajectories.sample_index.tolist()

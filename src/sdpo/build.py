@@ -12,9 +12,13 @@ from typing import Any
 import torch
 
 from sdpo.advantages import Normalizer, PairNormalizer, StepwiseNormalizer
-from sdpo.backbones import Backbone, load_backbone
+from sdpo.algorithms import Algorithm
+from sdpo.backbones import PipelineBackbone, load_backbone
 from sdpo.config import Config, MicroBatch, TrainConfig
 from sdpo.errors import UserError
+from sdpo.policy import Policy
+from sdpo.processes import Processes
+from sdpo.update import EMA, Updater, UpdateSettings, warmup_decay
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -26,7 +30,7 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
     return DTYPES[config.model.dtype]
 
 
-def build_backbone(config: Config, device: torch.device) -> Backbone:
+def build_backbone(config: Config, device: torch.device) -> PipelineBackbone:
     """The model, ready to sample; nothing is trainable yet."""
     model = config.model
     return load_backbone(
@@ -39,7 +43,7 @@ def build_backbone(config: Config, device: torch.device) -> Backbone:
     )
 
 
-def prepare_training(backbone: Any, config: Config) -> None:
+def prepare_training(backbone: PipelineBackbone, config: Config) -> None:
     """Make the LoRA, or all weights, trainable; initial LoRA weights come from the run's seed."""
     if config.lora is None:
         backbone.train_all()
@@ -72,6 +76,57 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], train: TrainConfig
             raise UserError("train.optimizer=adamw8bit needs bitsandbytes: pip install 'sdpo[bitsandbytes]'") from error
         return bitsandbytes.optim.AdamW8bit(parameters, **settings)  # type: ignore[no-any-return]
     return torch.optim.AdamW(parameters, **settings)
+
+
+def update_settings(config: Config, processes: int, device: torch.device) -> UpdateSettings:
+    """What the update of one process needs of the configuration."""
+    train = config.train
+    share = train.batch_size // processes
+    return UpdateSettings(
+        batch_size=share,
+        micro_batch=micro_batch(train.micro_batch, share, device),
+        inner_epochs=train.inner_epochs,
+        timestep_fraction=train.timestep_fraction,
+        max_grad_norm=train.max_grad_norm,
+        kl_weight=train.kl_weight,
+        seed=config.seed,
+        step_shuffle=train.step_shuffle,
+        last_step=config.build_algorithm().credit == "step",
+    )
+
+
+def build_updater(config: Config, policy: Policy, algorithm: Algorithm, processes: Processes) -> Updater:
+    """The update with its optimizer, schedule and average.
+
+    Raises:
+        UserError: see `build_optimizer`.
+    """
+    train, sample = config.train, config.sample
+    settings = update_settings(config, processes.count, policy.backbone.device)
+    parameters = list(policy.backbone.trainable_parameters().values())
+    optimizer = build_optimizer(parameters, train)
+    steps = config.epochs * settings.optimizer_steps(sample.prompts_per_epoch // processes.count, sample.num_steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_decay(train.lr_schedule, train.warmup_steps, steps))
+    ema = EMA(parameters, train.ema_decay) if train.ema_decay is not None else None
+    return Updater(policy, algorithm, settings, optimizer, schedule, ema, processes.mean)
+
+
+def cost(config: Config) -> str:
+    """What a run will cost, in two lines that YAML takes for comments."""
+    sample, algorithm = config.sample, config.build_algorithm()
+    settings = update_settings(config, 1, torch.device("cpu"))
+    trajectories = sample.prompts_per_epoch * algorithm.branches
+    queries = {"final": 1, "anchors": min(3, sample.num_steps), "all": sample.num_steps}[algorithm.reward_plan]
+    updates = settings.optimizer_steps(sample.prompts_per_epoch, sample.num_steps)
+    guidance = 2 if sample.guidance_scale != 1 else 1
+    forward = trajectories * sample.num_steps * guidance
+    backward = trajectories * settings.visited_steps(sample.num_steps) * settings.inner_epochs * guidance
+    return (
+        f"# an epoch: {trajectories} trajectories, at most {trajectories * queries} reward queries, "
+        f"{forward} network evaluations without and {backward} with gradient, {updates} optimizer steps\n"
+        f"# the run: {config.epochs} epochs, {config.epochs * trajectories} trajectories, "
+        f"{config.epochs * (forward + backward)} network evaluations, {config.epochs * updates} optimizer steps"
+    )
 
 
 def micro_batch(setting: MicroBatch, limit: int, device: torch.device) -> int:

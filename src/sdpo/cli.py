@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -96,7 +95,9 @@ def _train(arguments: argparse.Namespace) -> None:
     config = config.model_copy(update={"output_dir": arguments.output_dir or config.output_dir or default})
     if arguments.dry_run:
         console.print(config.to_yaml(), end="")
-        console.print(_cost(config))
+        from sdpo.build import cost
+
+        console.print(cost(config))
         return
     _quiet_libraries()
     from sdpo.trainer import Trainer
@@ -105,27 +106,6 @@ def _train(arguments: argparse.Namespace) -> None:
     report = trainer.train()
     if trainer.processes.is_main:
         console.print(f"trained {config.epochs} epochs in {trainer.counters['seconds']:.0f} s; the report: {report}")
-
-
-def _cost(config: Config) -> str:
-    sample, train = config.sample, config.train
-    branches = config.algorithm["branches"]
-    trajectories = sample.prompts_per_epoch * branches
-    eligible = sample.num_steps - (config.algorithm.get("credit") == "future")
-    visited = max(1, math.ceil(train.timestep_fraction * eligible))
-    queries = {"final": 1, "anchors": min(3, sample.num_steps), "all": sample.num_steps}[
-        config.algorithm["reward_plan"]
-    ]
-    updates = train.inner_epochs * visited * (sample.prompts_per_epoch // train.batch_size)
-    guidance = 2 if sample.guidance_scale != 1 else 1
-    forward = trajectories * sample.num_steps * guidance
-    backward = trajectories * visited * train.inner_epochs * guidance
-    return (
-        f"# an epoch: {trajectories} trajectories, at most {trajectories * queries} reward queries, "
-        f"{forward} network evaluations without and {backward} with gradient, {updates} optimizer steps\n"
-        f"# the run: {config.epochs} epochs, {config.epochs * trajectories} trajectories, "
-        f"{config.epochs * (forward + backward)} network evaluations, {config.epochs * updates} optimizer steps"
-    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

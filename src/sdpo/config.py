@@ -211,6 +211,29 @@ class Config(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+# What may differ when a run is resumed: none of it changes what the next epoch computes.
+_RESUMABLE = {"epochs", "output_dir", "device", "evaluate", "checkpoint", "trackers"}
+
+
+def check_same_run(config: Config, stored_file: Path) -> None:
+    """Refuse to resume a run with a configuration that would have computed something else.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    stored, current = _read(stored_file), config.model_dump(mode="json")
+    for section in ("sample", "train"):
+        stored[section].pop("micro_batch", None)
+        current[section].pop("micro_batch", None)
+    changed = [k for k in current if k not in _RESUMABLE and stored.get(k) != current[k]]
+    if changed:
+        details = "\n".join(f"  {k}: {stored.get(k)} → {current[k]}" for k in changed)
+        raise UserError(
+            f"{stored_file.parent} holds a run of another configuration:\n{details}\n"
+            "Name another --output-dir, or repeat the command that made it to resume."
+        )
+
+
 _WHOLE = {"rewards"}  # mappings that an override replaces as a whole: their keys are names, not settings
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from sdpo import build
-from sdpo.backbones import Backbone, load_backbone
+from sdpo.backbones import PipelineBackbone, load_backbone
 from sdpo.config import Config
 from sdpo.errors import UserError
 from sdpo.evaluation import Evaluation, evaluate
@@ -34,16 +34,16 @@ def open_target(target: str, processes: Processes) -> tuple[Config, Path | None]
     return config, run_dir
 
 
-def load_tuned(config: Config, run_dir: Path, device: torch.device) -> Backbone:
+def load_tuned(config: Config, run_dir: Path, device: torch.device) -> PipelineBackbone:
     """The tuned model, as anyone would load it: the base with the LoRA, or the whole pipeline."""
     if config.lora is None:
         size = (config.model.height, config.model.width)
         return load_backbone(
             str(run_dir / "model"), dtype=build.compute_dtype(config, device), device=device, size=size
         )
-    backbone: Any = build.build_backbone(config, device)
+    backbone = build.build_backbone(config, device)
     backbone.load_lora(run_dir / "lora")
-    return backbone  # type: ignore[no-any-return]
+    return backbone
 
 
 def sample_target(target: str, prompt: str, steps: int, seed: int, compare: bool) -> Image.Image:
@@ -86,7 +86,7 @@ def evaluate_target(
     callables = {n: load_reward(n, str(processes.device)) for n in names}
     chosen = load_prompts(prompts if prompts is not None else config.prompts.train)
 
-    def run(backbone: Backbone) -> Evaluation:
+    def run(backbone: PipelineBackbone) -> Evaluation:
         policy = Policy(backbone, config.sample.guidance_scale, build.compute_dtype(config, processes.device))
         return evaluate(
             policy,

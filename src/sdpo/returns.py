@@ -41,6 +41,6 @@ def future_returns(rewards: Tensor, discount: float) -> Tensor:
     return torch.cat([following, torch.zeros_like(rewards[..., :1])], dim=-1)
 
 
-def temporal_weights(num_steps: int, decay: float, device: torch.device | str = "cpu") -> Tensor:
-    """λ^i for i = 0 … T−1: the noisiest step, which is the one-step sample, weighs most; float32 [T]."""
-    return decay ** torch.arange(num_steps, dtype=torch.float32, device=device)
+def temporal_weights(step_index: Tensor, decay: float) -> Tensor:
+    """λ^i: the noisiest step, which is the one-step sample, weighs most; float32, the shape of `step_index`."""
+    return decay ** step_index.float()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from sdpo import gaussian, seeds
-from sdpo.denoisers import Denoiser
+from sdpo.backbones import Conditioning
+from sdpo.denoisers import Denoiser, Transition
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.prompts import Prompt
 from sdpo.types import Trajectories
@@ -58,20 +59,19 @@ def rollout(
     for rows in _slices(count, micro_batch):
         conditioning = branch_conditioning(embeddings, texts[rows], branches)
         index = sample_index[rows]
-        with torch.inference_mode():
-            start = seeds.normal(shape, [(seed, epoch, i, "start") for i in index]).to(device)
-            states[rows, :, 0] = start[:, None]
-            for step in range(steps):
-                x = states[rows, :, step].flatten(0, 1)
-                steps_now = torch.full((len(x),), step, device=device)
-                transition = policy.transition(denoiser, x, steps_now, conditioning)
-                keys = [(seed, epoch, i, f"step {step}") for i in index]
-                noise = seeds.normal((branches, *shape), keys).flatten(0, 1).to(device)
-                following = gaussian.sample(transition.mean, transition.std, noise)
-                density = gaussian.log_prob(following, transition.mean, transition.std)
-                states[rows, :, step + 1] = following.unflatten(0, (-1, branches))
-                x0[rows, :, step] = transition.x0.unflatten(0, (-1, branches))
-                log_prob[rows, :, step] = density.unflatten(0, (-1, branches))
+        start = seeds.normal(shape, [(seed, epoch, i, "start") for i in index]).to(device)
+        states[rows, :, 0] = start[:, None]
+
+        def noise(step: int, index: Sequence[int] = index) -> Tensor:
+            keys = [(seed, epoch, i, f"step {step}") for i in index]
+            return seeds.normal((branches, *shape), keys).flatten(0, 1)
+
+        walk = _walk(policy, denoiser, start.repeat_interleave(branches, 0), conditioning, noise)
+        for step, (transition, following) in enumerate(walk):
+            density = gaussian.log_prob(following, transition.mean, transition.std)
+            states[rows, :, step + 1] = following.unflatten(0, (-1, branches))
+            x0[rows, :, step] = transition.x0.unflatten(0, (-1, branches))
+            log_prob[rows, :, step] = density.unflatten(0, (-1, branches))
     return Trajectories(
         prompts=texts,
         metadata=[p.metadata for p in prompts],
@@ -100,15 +100,27 @@ def final_images(
     for rows in _slices(len(prompts), micro_batch):
         conditioning = embeddings(prompts[rows])
         index = image_seeds[rows]
-        with torch.inference_mode():
-            x = seeds.normal(shape, [(i, "image", "start") for i in index]).to(device)
-            for step in range(denoiser.num_steps):
-                steps_now = torch.full((len(x),), step, device=device)
-                transition = policy.transition(denoiser, x, steps_now, conditioning)
-                noise = seeds.normal(shape, [(i, "image", f"step {step}") for i in index]).to(device)
-                x = gaussian.sample(transition.mean, transition.std, noise)
-            images.append(policy.backbone.decode(transition.x0))
+
+        def noise(step: int, index: Sequence[int] = index) -> Tensor:
+            return seeds.normal(shape, [(i, "image", f"step {step}") for i in index])
+
+        start = seeds.normal(shape, [(i, "image", "start") for i in index]).to(device)
+        for transition, _ in _walk(policy, denoiser, start, conditioning, noise):
+            last = transition.x0
+        images.append(policy.backbone.decode(last))
     return torch.cat(images)
+
+
+def _walk(
+    policy: Policy, denoiser: Denoiser, x: Tensor, conditioning: Conditioning, noise: Callable[[int], Tensor]
+) -> Iterator[tuple[Transition, Tensor]]:
+    """Each step's transition and the latent drawn from it, from x_0 [N, C, H, W]; `noise` gives a step's."""
+    for step in range(denoiser.num_steps):
+        with torch.inference_mode():
+            steps = torch.full((len(x),), step, device=x.device)
+            transition = policy.transition(denoiser, x, steps, conditioning)
+            x = gaussian.sample(transition.mean, transition.std, noise(step).to(x.device))
+        yield transition, x
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

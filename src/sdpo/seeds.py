@@ -35,8 +35,3 @@ def normal(shape: tuple[int, ...], keys: Iterable[tuple[int | str, ...]]) -> Ten
 def permutation(size: int, *key: int | str) -> Tensor:
     """A random permutation of range(size), int64 [size]."""
     return torch.randperm(size, generator=generator(*key))
-
-
-def choice(size: int, *key: int | str) -> int:
-    """A random element of range(size)."""
-    return int(torch.randint(size, (1,), generator=generator(*key)))

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from sdpo import build, seeds
 from sdpo.backbones import wrap_pipeline
 from sdpo.checkpoint import Checkpoint, CheckpointStore
-from sdpo.config import Config
-from sdpo.errors import DivergenceError, UserError
+from sdpo.config import Config, check_same_run
+from sdpo.errors import DivergenceError
 from sdpo.evaluation import Evaluation, evaluate, write_evaluation
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.processes import Processes
@@ -29,10 +28,6 @@ from sdpo.sampler import rollout
 from sdpo.scoring import RewardMix, Scores, score
 from sdpo.tracking import MetricsFile, ProgressBar, Trackers
 from sdpo.types import Trajectories
-from sdpo.update import EMA, Updater, UpdateSettings, warmup_decay
-
-# What may differ when a run is resumed: none of it changes what the next epoch computes.
-RESUMABLE = {"epochs", "output_dir", "device", "evaluate", "checkpoint", "trackers"}
 
 
 class Trainer:
@@ -88,7 +83,7 @@ class Trainer:
         self.policy = Policy(self.backbone, config.sample.guidance_scale, build.compute_dtype(config, device))
         self.embeddings = PromptEmbeddings(self.backbone, [p.text for p in [*self.prompts, *self.unseen]])
         self.normalizer = build.build_normalizer(config)
-        self.updater = self._build_updater()
+        self.updater = build.build_updater(config, self.policy, self.algorithm, self.processes)
         self.store = CheckpointStore(
             self.run_dir / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_best
         )
@@ -256,35 +251,10 @@ class Trainer:
 
     # -- start, stop and resume ----------------------------------------------------------------------------
 
-    def _build_updater(self) -> Updater:
-        train, sample = self.config.train, self.config.sample
-        share = train.batch_size // self.processes.count
-        settings = UpdateSettings(
-            batch_size=share,
-            micro_batch=build.micro_batch(train.micro_batch, share, self.backbone.device),
-            inner_epochs=train.inner_epochs,
-            timestep_fraction=train.timestep_fraction,
-            max_grad_norm=train.max_grad_norm,
-            kl_weight=train.kl_weight,
-            seed=self.config.seed,
-            step_shuffle=train.step_shuffle,
-            last_step=self.algorithm.credit == "step",
-        )
-        parameters = list(self.backbone.trainable_parameters().values())
-        optimizer = build.build_optimizer(parameters, train)
-        total = self.config.epochs * settings.optimizer_steps(
-            sample.prompts_per_epoch // self.processes.count, sample.num_steps
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, warmup_decay(train.lr_schedule, train.warmup_steps, total)
-        )
-        ema = EMA(parameters, train.ema_decay) if train.ema_decay is not None else None
-        return Updater(self.policy, self.algorithm, settings, optimizer, schedule, ema, self.processes.mean)
-
     def _start(self) -> None:
         epochs = self.store.epochs()
         if epochs:
-            self._check_same_run()
+            check_same_run(self.config, self.run_dir / "config.yaml")
             self._restore(self.store.load(epochs[-1]))
         if self.processes.is_main:
             (self.run_dir / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
@@ -293,59 +263,35 @@ class Trainer:
         if not epochs:
             self._evaluate(0)
 
-    def _check_same_run(self) -> None:
-        stored = yaml.safe_load((self.run_dir / "config.yaml").read_text(encoding="utf-8"))
-        current = self.config.model_dump(mode="json")
-        for section in ("sample", "train"):
-            stored[section].pop("micro_batch", None)
-            current[section].pop("micro_batch", None)
-        changed = [k for k in current if k not in RESUMABLE and stored.get(k) != current[k]]
-        if changed:
-            details = "\n".join(f"  {k}: {stored.get(k)} → {current[k]}" for k in changed)
-            raise UserError(
-                f"{self.run_dir} holds a run of another configuration:\n{details}\n"
-                "Name another --output-dir, or repeat the command that made it to resume."
-            )
-
     def _save_checkpoint(self, row: dict[str, Any]) -> None:
         if not self.processes.is_main:
             return
-        parameters = self.backbone.trainable_parameters()
-        ema = self.updater.ema
+        parameters, ema = self.backbone.trainable_parameters(), self.updater.ema
         scores = [v for k, v in row.items() if k.rsplit("/", 1)[0] in {f"eval/{n}" for n in self.config.rewards}]
-        state: dict[str, Any] = {
-            "optimizer": self.updater.optimizer.state_dict(),
-            "lr_schedule": self.updater.lr_schedule.state_dict(),
-            "scaler": self.updater.scaler.state_dict(),
-            "ema_count": ema.count if ema else 0,
-            "normalizer": self.normalizer.state_dict(),
-            "mix": self.mix.state_dict(),
-            "counters": dict(self.counters),
-        }
-        state["lr_schedule"].pop("lr_lambdas", None)
         self.store.save(
             Checkpoint(
                 epoch=self.epoch,
                 weights={n: p.detach() for n, p in parameters.items()},
                 ema=dict(zip(parameters, ema.average, strict=True)) if ema else {},
-                state=state,
+                state={
+                    "updater": self.updater.state_dict(),
+                    "normalizer": self.normalizer.state_dict(),
+                    "mix": self.mix.state_dict(),
+                    "counters": dict(self.counters),
+                },
                 score=sum(scores) / len(scores) if scores else None,
             )
         )
 
+    @torch.no_grad()
     def _restore(self, checkpoint: Checkpoint) -> None:
-        parameters = self.backbone.trainable_parameters()
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(checkpoint.weights[name])
-            if self.updater.ema is not None:
-                for average, name in zip(self.updater.ema.average, parameters, strict=True):
-                    average.copy_(checkpoint.ema[name])
-                self.updater.ema.count = checkpoint.state["ema_count"]
-        schedule = self.updater.lr_schedule
-        schedule.load_state_dict({**checkpoint.state["lr_schedule"], "lr_lambdas": [None]})
-        self.updater.optimizer.load_state_dict(checkpoint.state["optimizer"])
-        self.updater.scaler.load_state_dict(checkpoint.state["scaler"])
+        parameters, ema = self.backbone.trainable_parameters(), self.updater.ema
+        for name, parameter in parameters.items():
+            parameter.copy_(checkpoint.weights[name])
+        if ema is not None:
+            for name, average in zip(parameters, ema.average, strict=True):
+                average.copy_(checkpoint.ema[name])
+        self.updater.load_state_dict(checkpoint.state["updater"])
         self.normalizer.load_state_dict(checkpoint.state["normalizer"])
         self.mix.load_state_dict(checkpoint.state["mix"])
         self.counters = dict(checkpoint.state["counters"])

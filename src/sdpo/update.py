@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +138,24 @@ class Updater:
         assert on_policy is not None, "an epoch has at least one minibatch"
         means["on_policy_log_ratio"] = self.all_reduce(on_policy)
         return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is not weights: optimizer, schedule, loss scaler, and how far the average has warmed up."""
+        schedule = {k: v for k, v in self.lr_schedule.state_dict().items() if k != "lr_lambdas"}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "lr_schedule": schedule,
+            "scaler": self.scaler.state_dict(),
+            "ema_count": self.ema.count if self.ema is not None else 0,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_schedule.load_state_dict({**state["lr_schedule"], "lr_lambdas": [None]})
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.count = state["ema_count"]
 
     def _step_order(self, trajectories: Trajectories, epoch: int, inner: int) -> Tensor:
         """Each sample's own random permutation of its eligible steps, [B, at most T]."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,12 +61,6 @@ class Plane(Backbone):
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
         yield
-
-    def save(self, run_dir: Path) -> Path:
-        raise NotImplementedError
-
-    def generate(self, *arguments: Any) -> list[Any]:
-        raise NotImplementedError
 
 
 def closeness(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:

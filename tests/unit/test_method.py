@@ -26,7 +26,7 @@ def test_returns_of_three_steps_by_hand() -> None:
 
 
 def test_temporal_weights_by_hand() -> None:
-    torch.testing.assert_close(temporal_weights(3, 0.9), torch.tensor([1.0, 0.9, 0.81]))
+    torch.testing.assert_close(temporal_weights(torch.arange(3), 0.9), torch.tensor([1.0, 0.9, 0.81]))
 
 
 def test_gaussian_log_prob_and_kl_match_torch() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sdpo.algorithms.base import Algorithm, Credit, RewardPlan
+from sdpo.returns import temporal_weights
 from sdpo.types import LossOutput, StepBatch
 
 
@@ -50,7 +51,7 @@ def sdpo_loss(
         unclipped one), `advantage_clip_fraction` (both tails), `log_ratio_difference` (mean |Δρ|) and `approx_kl`
         (mean ρ²/2).
     """
-    weight = (temporal_decay ** step_index.float() / log_ratio_scale)[:, None]  # [B, 1]
+    weight = (temporal_weights(step_index, temporal_decay) / log_ratio_scale)[:, None]  # [B, 1]
     target = branch_pairs(advantage.clamp(-advantage_clip, advantage_clip))  # [B, P]
     difference = branch_pairs(log_prob - old_log_prob)
     error = (weight * difference - target).square()

@@ -1,4 +1,4 @@
-"""What the loop needs of a model, whatever its pipeline class."""
+"""What the loop needs of a model, and what assembly needs of a pipeline family besides."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Conditioning = dict[str, Tensor]
 
 
 class Backbone(ABC):
-    """A text-to-image model taken apart: encode, network, decode, and the parameters to train.
+    """A text-to-image model taken apart for the loop: encode, network, decode, and the parameters to train.
 
     Attributes:
         network_module: the denoising network (with its LoRA, if any).
@@ -57,6 +57,32 @@ class Backbone(ABC):
     @abstractmethod
     def reference(self) -> AbstractContextManager[Any]:
         """A context in which the network is the base model: LoRA off, or the initial weights swapped in."""
+
+
+class PipelineBackbone(Backbone):
+    """A backbone around a diffusers pipeline: also chooses what is trained, and brings weights in and out."""
+
+    @abstractmethod
+    def train_lora(self, rank: int, alpha: float, targets: Sequence[str] | None, path: str | None = None) -> None:
+        """Add a LoRA to the network and train it alone.
+
+        Args:
+            rank: LoRA rank.
+            alpha: LoRA alpha; the update is scaled by alpha / rank.
+            targets: suffixes of module names; None is the attention projections.
+            path: a diffusers LoRA folder or file to start from.
+
+        Raises:
+            UserError: if no module has such a name, or the LoRA cannot be loaded.
+        """
+
+    @abstractmethod
+    def train_all(self) -> None:
+        """Train every weight of the network, in float32; a frozen copy of the base stays for `reference`."""
+
+    @abstractmethod
+    def load_lora(self, path: Path) -> None:
+        """Attach a finished LoRA for sampling, by diffusers' own loader."""
 
     @abstractmethod
     def save(self, run_dir: Path) -> Path:

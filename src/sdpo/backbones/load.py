@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sdpo.backbones.base import Backbone
+from sdpo.backbones.base import PipelineBackbone
 from sdpo.errors import UserError
 
 # Models that come with the package.
@@ -26,7 +26,7 @@ def load_backbone(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     size: tuple[int | None, int | None] = (None, None),
-) -> Backbone:
+) -> PipelineBackbone:
     """Load a model from the package, a local directory, or the hub (safetensors only).
 
     Args:
@@ -68,7 +68,7 @@ def load_backbone(
 
 def wrap_pipeline(
     pipeline: Any, device: torch.device | str = "cpu", size: tuple[int | None, int | None] = (None, None)
-) -> Backbone:
+) -> PipelineBackbone:
     """A backbone around the user's own diffusers pipeline.
 
     Raises:

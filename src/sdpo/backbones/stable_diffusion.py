@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from peft.utils import set_peft_model_state_dict
 from torch import Tensor, nn
 
-from sdpo.backbones.base import Backbone, Conditioning
+from sdpo.backbones.base import Conditioning, PipelineBackbone
 from sdpo.denoisers import DDIM
 from sdpo.errors import UserError
 
@@ -21,7 +21,7 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 ADAPTER = "default"
 
 
-class StableDiffusion(Backbone):
+class StableDiffusion(PipelineBackbone):
     """A UNet with one CLIP text encoder, stochastic DDIM on the pipeline's own betas.
 
     Args:
@@ -82,17 +82,7 @@ class StableDiffusion(Backbone):
     # -- what is trained -------------------------------------------------------------------------------
 
     def train_lora(self, rank: int, alpha: float, targets: Sequence[str] | None, path: str | None = None) -> None:
-        """Add a LoRA to the network and train it alone.
-
-        Args:
-            rank: LoRA rank.
-            alpha: LoRA alpha; the update is scaled by alpha / rank.
-            targets: suffixes of module names; None is the attention projections.
-            path: a diffusers LoRA folder or file to start from.
-
-        Raises:
-            UserError: if no module has such a name, or the LoRA cannot be loaded.
-        """
+        """See `PipelineBackbone.train_lora`."""
         unet = self.pipeline.unet
         config = LoraConfig(
             r=rank, lora_alpha=alpha, target_modules=list(targets or ATTENTION), init_lora_weights="gaussian"
@@ -116,7 +106,7 @@ class StableDiffusion(Backbone):
         self._lora_config = config
 
     def train_all(self) -> None:
-        """Train every weight of the network, in float32; a frozen copy of the base stays for `reference`."""
+        """See `PipelineBackbone.train_all`."""
         self.pipeline.unet.float().requires_grad_(True)
         self._initial = {n: p.detach().clone() for n, p in self.pipeline.unet.named_parameters()}
 
@@ -150,7 +140,7 @@ class StableDiffusion(Backbone):
     # -- out -------------------------------------------------------------------------------------------
 
     def save(self, run_dir: Path) -> Path:
-        """See `Backbone.save`: `lora/pytorch_lora_weights.safetensors`, or a whole pipeline in `model/`."""
+        """See `PipelineBackbone.save`: `lora/pytorch_lora_weights.safetensors`, or a whole pipeline in `model/`."""
         if self._lora_config is None:
             self.pipeline.save_pretrained(run_dir / "model", safe_serialization=True)
             return run_dir / "model"
@@ -164,13 +154,13 @@ class StableDiffusion(Backbone):
         return run_dir / "lora"
 
     def load_lora(self, path: Path) -> None:
-        """Attach a finished LoRA for sampling, by diffusers' own loader."""
+        """See `PipelineBackbone.load_lora`."""
         self.pipeline.load_lora_weights(str(path), adapter_name=ADAPTER)
 
     def generate(
         self, prompts: Sequence[str], num_steps: int, seeds: Sequence[int], guidance_scale: float
     ) -> list[Any]:
-        """See `Backbone.generate`; image i has the generator `torch.Generator().manual_seed(seeds[i])`."""
+        """See `PipelineBackbone.generate`; image i has the generator `torch.Generator().manual_seed(seeds[i])`."""
         _, height, width = self.latent_shape
         factor = self.pipeline.vae_scale_factor
         images: list[Any] = []

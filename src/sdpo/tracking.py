@@ -51,11 +51,19 @@ class Trackers:
         if not names:
             return
         from accelerate import Accelerator
+        from accelerate.tracking import get_available_trackers
+        from accelerate.utils import LoggerType
 
+        known = [str(member.value) for member in LoggerType if member.value != "all"]
+        for name in names:
+            if name not in known:
+                raise UserError(f"trackers: there is no tracker {name!r}; accelerate knows {', '.join(known)}")
+            if name not in map(str, get_available_trackers()):
+                raise UserError(f"trackers: {name!r} is not installed: pip install {name}")
         try:
             self._accelerator = Accelerator(log_with=names, project_dir=str(run_dir), cpu=True)
             self._accelerator.init_trackers("sdpo", config=_flat(config))
-        except (ValueError, ImportError) as error:
+        except Exception as error:  # a tracker's own failure (no login, no network): the run has not begun
             raise UserError(f"trackers: {', '.join(names)} cannot be started: {error}") from error
 
     def log(self, row: dict[str, Any]) -> None:

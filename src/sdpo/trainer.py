@@ -102,10 +102,12 @@ class Trainer:
         Raises:
             UserError: a reward failed, the loss diverged, or the disk did; the last checkpoint stays.
         """
-        self._start()
+        self._resume()
         trackers = Trackers(
             self.config.trackers if self.processes.is_main else [], self.run_dir, self.config.model_dump()
         )
+        if self.epoch == 0:
+            self._evaluate(0)
         with ProgressBar(self.config.epochs, self.epoch) as progress:
             while self.epoch < self.config.epochs:
                 row = self.train_epoch()
@@ -251,7 +253,7 @@ class Trainer:
 
     # -- start, stop and resume ----------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def _resume(self) -> None:
         epochs = self.store.epochs()
         if epochs:
             check_same_run(self.config, self.run_dir / "config.yaml")
@@ -260,8 +262,6 @@ class Trainer:
             (self.run_dir / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
             build.write_environment(self.run_dir / "environment.json", self.backbone.device, self.processes.count)
             self.metrics.start(self.epoch)
-        if not epochs:
-            self._evaluate(0)
 
     def _save_checkpoint(self, row: dict[str, Any]) -> None:
         if not self.processes.is_main:

@@ -43,6 +43,7 @@ def refused(result: object, *words: str) -> None:
         (["emoji", "train.batch_size=7"], ["batch_size", "9"]),
         (["emoji", "model.path=/nowhere/at/all"], ["/nowhere/at/all"]),
         (["emoji", "lora={rank: 2, targets: [to_z]}"], ["to_z"]),
+        (["emoji", "trackers=[foo]"], ["foo", "tensorboard"]),
         (["aesthetic"], ["stabilityai/sd-turbo", "model.path=/path/to/sd-turbo"]),
     ],
 )

@@ -140,7 +140,7 @@ def test_log_ratio_is_exactly_zero_at_equal_batch_sizes(tiny_pipeline: Path, tmp
 def test_a_run_that_was_stopped_resumes_to_the_same_weights(tiny_pipeline: Path, tmp_path: Path) -> None:
     Trainer(config(tiny_pipeline, tmp_path / "whole")).train()
     stopped = Trainer(config(tiny_pipeline, tmp_path / "parts"))
-    stopped._start()
+    stopped._resume()
     stopped.train_epoch()
     # A row without its checkpoint, as a killed process leaves it.
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:

@@ -145,10 +145,12 @@ class StableDiffusion(PipelineBackbone):
             self.pipeline.save_pretrained(run_dir / "model", safe_serialization=True)
             return run_dir / "model"
         state = {n: p.detach().cpu().contiguous() for n, p in get_peft_model_state_dict(self.pipeline.unet).items()}
+        metadata = self._lora_config.to_dict()
+        metadata["target_modules"] = sorted(metadata["target_modules"])  # a set: its order would differ between runs
         StableDiffusionPipeline.save_lora_weights(
             run_dir / "lora",
             unet_lora_layers=state,
-            unet_lora_adapter_metadata=self._lora_config.to_dict(),
+            unet_lora_adapter_metadata=metadata,
             safe_serialization=True,
         )
         return run_dir / "lora"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -38,6 +40,8 @@ def resolve(name: str, registry: dict[str, str]) -> Callable[..., Any]:
             f"rewards: there is no reward {name!r}.{hint} Known: {', '.join(sorted(registry))}; "
             "or a dotted path to your own callable, such as my_module:my_reward."
         )
+    if name not in registry and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # the console script, unlike `python -m`, does not look in the working directory
     module_name, _, attribute = target.partition(":") if ":" in target else target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), attribute)

@@ -14,7 +14,8 @@ class Processes:
     """The processes of this run, as `accelerate launch` started them."""
 
     def __init__(self, device: str = "auto") -> None:
-        self.state = PartialState(cpu=device == "cpu")
+        # accelerate starts a group of CPU processes only when told that they are to use the CPU.
+        self.state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
         self.count: int = self.state.num_processes
         self.rank: int = self.state.process_index
         self.is_main: bool = self.state.is_main_process

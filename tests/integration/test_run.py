@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +195,23 @@ def test_several_rewards_are_logged_apart(tiny_pipeline: Path, tmp_path: Path) -
     settings = config(tiny_pipeline, tmp_path / "run", epochs=1).model_copy(update={"rewards": names})
     row = Trainer(settings).train_epoch()
     assert row["reward/colorfulness"] > 0 > row["reward/jpeg_compressibility"]
+
+
+def test_two_processes_make_the_run_of_one(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """Prompts, noise and batches come from the global index, gradients are averaged, rank 0 alone writes."""
+    Trainer(config(tiny_pipeline, tmp_path / "one")).train()
+    settings = config(tiny_pipeline, tmp_path / "two")
+    (tmp_path / "two.yaml").write_text(settings.to_yaml())
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    succeeded(
+        subprocess.run([*launch, "-m", "sdpo", "train", tmp_path / "two.yaml"], capture_output=True, text=True),
+    )
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
+    one, two = (load_file(tmp_path / d / "lora" / "pytorch_lora_weights.safetensors") for d in ("one", "two"))
+    assert all(torch.allclose(one[k], two[k], atol=1e-5) for k in one)
+    assert max(one[k].abs().max() for k in one if "lora_B" in k) > 1e-4, "nothing was learned"
+    for alone, shared in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        for name in ("images", "reward_queries", "denoiser_evaluations"):
+            assert alone[name] == shared[name]
+        for name in ("train/loss", "train/grad_norm", "reward/last_step", "reward/first_step"):
+            assert alone[name] == pytest.approx(shared[name], rel=1e-4), name

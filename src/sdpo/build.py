@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from sdpo.config import Config, MicroBatch, TrainConfig
 from sdpo.errors import UserError
 from sdpo.policy import Policy
 from sdpo.processes import Processes
+from sdpo.rewards import PlacedReward, Reward, load_reward
 from sdpo.update import EMA, Updater, UpdateSettings, warmup_decay
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,6 +42,30 @@ def build_backbone(config: Config, device: torch.device) -> PipelineBackbone:
         device=device,
         size=(model.height, model.width),
     )
+
+
+def load_rewards(
+    config: Config, names: Iterable[str], device: torch.device, own: Mapping[str, Reward] | None = None
+) -> dict[str, Reward]:
+    """Rewards by name, each in calls of `scoring.batch_size` on `scoring.device`.
+
+    Args:
+        config: its `scoring` and `reward_options`.
+        names: to load.
+        device: of the denoising network; `scoring.device` auto.
+        own: the user's own callables, which are not loaded.
+
+    Raises:
+        UserError: if one cannot be loaded.
+    """
+    scoring = config.scoring
+    place = device if scoring.device == "auto" else torch.device(scoring.device)
+    start = "cpu" if scoring.offload else str(place)
+    placed: dict[str, Reward] = {}
+    for name in names:
+        reward = (own or {}).get(name) or load_reward(name, start, config.reward_options.get(name))
+        placed[name] = PlacedReward(name, reward, scoring.batch_size, place, scoring.offload)
+    return placed
 
 
 def prepare_training(backbone: PipelineBackbone, config: Config) -> None:

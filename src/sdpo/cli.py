@@ -15,8 +15,9 @@ from rich.table import Table
 
 from sdpo import __version__
 from sdpo.config import Config, preset_names, preset_summary
+from sdpo.environment import check_torchvision
 from sdpo.errors import UserError
-from sdpo.rewards import ANNOUNCED, DESCRIPTIONS
+from sdpo.rewards import DESCRIPTIONS
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -73,6 +74,17 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("-o", "--output", default="sample.png")
     sample.add_argument("--compare", action="store_true", help="base and tuned side by side")
     sample.set_defaults(run=_sample)
+
+    score = commands.add_parser("score", help="score image files")
+    score.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, or a .csv of image and prompt")
+    score.add_argument("--reward", action="append", required=True, help="see `sdpo rewards`; may be repeated")
+    score.add_argument("--prompt", help="of all images")
+    score.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the reward: path=DIR")
+    score.add_argument("--batch-size", type=int, default=16)
+    score.add_argument("--device", default="auto")
+    score.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    score.add_argument("-o", "--output", help="also write JSON to this file")
+    score.set_defaults(run=_score)
 
     report = commands.add_parser("report", help="write the HTML page of a run")
     report.add_argument("target", metavar="DIR", type=Path)
@@ -158,6 +170,37 @@ def _sample(arguments: argparse.Namespace) -> None:
     console.print(f"written to {arguments.output}")
 
 
+def _score(arguments: argparse.Namespace) -> None:
+    _quiet_libraries()
+    from sdpo.config import parse_assignment
+    from sdpo.processes import Processes
+    from sdpo.score_files import collect, score_files
+
+    if arguments.batch_size < 1:
+        raise UserError("--batch-size must be at least 1")
+    options = dict(parse_assignment(text, "--option") for text in arguments.option)
+    items = collect(arguments.images, arguments.prompt)
+    device = str(Processes(arguments.device).device)
+    rows = score_files(items, arguments.reward, options, arguments.batch_size, device)
+    if arguments.output:
+        try:
+            Path(arguments.output).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--output {arguments.output} cannot be written: {error}") from error
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table()
+    for column in ("image", "prompt", *arguments.reward):
+        table.add_column(column, justify="left" if column in ("image", "prompt") else "right", overflow="fold")
+    for row in rows:
+        table.add_row(row["image"], row["prompt"], *(f"{row[name]:.4f}" for name in arguments.reward))
+    console.print(table)
+    if len(rows) > 1:
+        means = (f"{name} {sum(r[name] for r in rows) / len(rows):.4f}" for name in arguments.reward)
+        console.print(f"mean of {len(rows)} images: {', '.join(means)}")
+
+
 def _report(arguments: argparse.Namespace) -> None:
     from sdpo.report import write_report
 
@@ -165,11 +208,9 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _rewards(arguments: argparse.Namespace) -> None:
-    for description in DESCRIPTIONS:
-        console.print(f"{description.name:24} {description.range:12} {description.text}")
-    for name in ANNOUNCED:
-        console.print(f"{name:24} {'':12} announced for a later version")
-    console.print(f"{'my_module:my_reward':24} {'':12} your own callable (images, prompts, metadata) → scores")
+    for d in DESCRIPTIONS:
+        console.print(f"{d.name:23} {d.range:13} {d.size:>7}  {d.licence:16} {d.text}")
+    console.print(f"{'my_module:my_reward':64} your own callable: see docs/rewards.md")
 
 
 def _presets(arguments: argparse.Namespace) -> None:
@@ -180,6 +221,7 @@ def _presets(arguments: argparse.Namespace) -> None:
 def _quiet_libraries() -> None:
     """Keep the libraries' notes and bars away from ours; their errors still show."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    check_torchvision()
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

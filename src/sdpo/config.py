@@ -103,6 +103,18 @@ class EvaluateConfig(_Section):
     judge: str | None = None
 
 
+class ScoringConfig(_Section):
+    """How images are scored: images in a decoder call, images in a reward call, where the rewards lie.
+
+    `offload` keeps reward models on the CPU while the denoising network works.
+    """
+
+    decode_batch: Positive = 32
+    batch_size: Positive = 64
+    device: str = "auto"
+    offload: bool = False
+
+
 class CheckpointConfig(_Section):
     """A checkpoint every `every` epochs; the newest `keep_last` and the `keep_best` best evaluated ones stay."""
 
@@ -122,10 +134,12 @@ class Config(_Section):
     lora: LoraConfig | None = LoraConfig()
     prompts: PromptsConfig = PromptsConfig()
     rewards: Annotated[dict[str, float], Field(min_length=1)] = {"emoji_score": 1.0}
+    reward_options: dict[str, dict[str, Any]] = {}
     algorithm: dict[str, Any] = {"name": "sdpo"}
     advantage: AdvantageConfig = AdvantageConfig()
     sample: SampleConfig = SampleConfig()
     train: TrainConfig = TrainConfig()
+    scoring: ScoringConfig = ScoringConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     trackers: list[str] = []
@@ -157,6 +171,9 @@ class Config(_Section):
                 "algorithm.credit=future learns nothing at sample.num_steps=1: no reward follows the only step; "
                 "use algorithm.credit=step or more steps"
             )
+        unused = sorted(set(self.reward_options) - {*self.rewards, self.evaluate.judge})
+        if unused:
+            raise ValueError(f"reward_options has {', '.join(unused)}, which rewards and evaluate.judge do not name")
         prompts, batch = self.sample.prompts_per_epoch, self.train.batch_size
         if prompts % batch:
             legal = [d for d in range(1, prompts + 1) if prompts % d == 0]
@@ -212,7 +229,7 @@ class Config(_Section):
 
 
 # What may differ when a run is resumed: none of it changes what the next epoch computes.
-_RESUMABLE = {"epochs", "output_dir", "device", "evaluate", "checkpoint", "trackers"}
+_RESUMABLE = {"epochs", "output_dir", "device", "evaluate", "checkpoint", "trackers", "scoring"}
 
 
 def check_same_run(config: Config, stored_file: Path) -> None:
@@ -265,14 +282,23 @@ def _read(source: str | Path) -> dict[str, Any]:
     return data
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+def parse_assignment(text: str, what: str) -> tuple[str, Any]:
+    """`key=value`, the value in YAML.
+
+    Raises:
+        UserError: naming `what`, if it is not of that form.
+    """
+    key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UserError(f"override {override!r}: expected section.key=value, such as train.learning_rate=3e-5")
+        raise UserError(f"{what} {text!r}: expected key=value, such as train.learning_rate=3e-5")
     try:
-        value = yaml.safe_load(text)
+        return key, yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not YAML: {error}") from error
+        raise UserError(f"{what} {text!r}: the value is not YAML: {error}") from error
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, value = parse_assignment(override, "override")
     *sections, last = key.split(".")
     target = data
     for section in sections:

@@ -16,7 +16,6 @@ from sdpo.evaluation import Evaluation, evaluate
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.processes import Processes
 from sdpo.prompts import load_prompts
-from sdpo.rewards import load_reward
 
 
 def open_target(target: str, processes: Processes) -> tuple[Config, Path | None]:
@@ -83,7 +82,7 @@ def evaluate_target(
     processes = Processes()
     config, run_dir = open_target(target, processes)
     names = rewards or [*config.rewards, *([config.evaluate.judge] if config.evaluate.judge else [])]
-    callables = {n: load_reward(n, str(processes.device)) for n in names}
+    callables = build.load_rewards(config, names, processes.device)
     chosen = load_prompts(prompts if prompts is not None else config.prompts.train)
 
     def run(backbone: PipelineBackbone) -> Evaluation:

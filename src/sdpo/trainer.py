@@ -23,7 +23,7 @@ from sdpo.processes import Processes
 from sdpo.prompts import Prompt, load_prompts
 from sdpo.report import write_report
 from sdpo.returns import discounted_returns, future_returns
-from sdpo.rewards import Reward, check_reward_name, load_reward
+from sdpo.rewards import Reward, check_reward_name
 from sdpo.sampler import rollout
 from sdpo.scoring import RewardMix, Scores, score
 from sdpo.tracking import MetricsFile, ProgressBar, Trackers
@@ -77,9 +77,10 @@ class Trainer:
             self.backbone.denoiser(count, config.sample.eta)
         build.prepare_training(self.backbone, config)
         (name, *_) = config.rewards
-        rewards = {name: reward} if reward is not None else {n: load_reward(n, str(device)) for n in config.rewards}
+        own = {name: reward} if reward is not None else None
+        rewards = build.load_rewards(config, config.rewards, device, own)
         self.mix = RewardMix(rewards, config.rewards)
-        self.evaluation_rewards = {**rewards, **({judge: load_reward(judge, str(device))} if judge else {})}
+        self.evaluation_rewards = {**rewards, **build.load_rewards(config, [judge] if judge else [], device)}
         self.policy = Policy(self.backbone, config.sample.guidance_scale, build.compute_dtype(config, device))
         self.embeddings = PromptEmbeddings(self.backbone, [p.text for p in [*self.prompts, *self.unseen]])
         self.normalizer = build.build_normalizer(config)
@@ -167,7 +168,14 @@ class Trainer:
             parts = self.processes.gather([{n: v.cpu() for n, v in scores.items()}])
             return {n: torch.cat([part[n] for part in parts]) for n in scores}
 
-        return score(trajectories, self.backbone, self.mix, self.algorithm.reward_plan, gather=gather)
+        return score(
+            trajectories,
+            self.backbone,
+            self.mix,
+            self.algorithm.reward_plan,
+            decode_batch=self.config.scoring.decode_batch,
+            gather=gather,
+        )
 
     def _advantages(self, trajectories: Trajectories, scores: Scores) -> Tensor:
         returns_of = discounted_returns if self.algorithm.credit == "step" else future_returns

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sdpo.backbones.base import PipelineBackbone
+from sdpo.environment import check_torchvision
 from sdpo.errors import UserError
 
 # Models that come with the package.
@@ -40,6 +41,7 @@ def load_backbone(
     Raises:
         UserError: if it cannot be found, reached or read, or its pipeline class is not supported.
     """
+    check_torchvision()
     local = EMBEDDED.get(path, Path(path))
     if local.is_dir():
         family = _family(_class_name(local), path)

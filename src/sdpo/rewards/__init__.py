@@ -2,39 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sdpo.environment import check_torchvision
 from sdpo.errors import UserError
-from sdpo.rewards.base import Reward, checked_scores, resolve
+from sdpo.rewards.base import PlacedReward, Reward, checked_scores, resolve
+from sdpo.rewards.sources import SOURCES
 
+# Each names a class or function that is called with `device` and the reward's options, and gives a `Reward`.
 REWARDS: dict[str, str] = {
     "emoji_score": "sdpo.rewards.emoji:EmojiScore",
     "emoji_judge": "sdpo.rewards.emoji:EmojiJudge",
     "jpeg_compressibility": "sdpo.rewards.jpeg:JpegCompressibility",
     "jpeg_incompressibility": "sdpo.rewards.jpeg:JpegIncompressibility",
     "colorfulness": "sdpo.rewards.colorfulness:Colorfulness",
+    "aesthetic": "sdpo.rewards.aesthetic:load",
+    "imagereward": "sdpo.rewards.imagereward:load",
+    "hpsv2": "sdpo.rewards.hpsv2:load",
+    "hpsv2.1": "sdpo.rewards.hpsv2:load_v2_1",
+    "pickscore": "sdpo.rewards.pickscore:load",
+    "clipscore": "sdpo.rewards.clipscore:load",
+    "http": "sdpo.rewards.http:HttpReward",
+    "vlm": "sdpo.rewards.vlm:VlmJudge",
 }
-
-# Named by the published presets; their models are not part of this version.
-ANNOUNCED = ("aesthetic", "imagereward", "hpsv2", "pickscore")
 
 
 @dataclass(frozen=True)
 class Description:
-    """One line of `sdpo rewards`."""
+    """A line of `sdpo rewards`.
+
+    Attributes:
+        name: in the config.
+        range: of its scores.
+        text: what it is and what it needs.
+        reads_prompt: whether the score depends on the prompt.
+    """
 
     name: str
     range: str
     text: str
+    reads_prompt: bool = True
+
+    @property
+    def licence(self) -> str:
+        """Of the weights."""
+        glyphs = "MIT, OFL-1.1" if self.name.startswith("emoji") else "MIT"
+        return ", ".join(dict.fromkeys(s.licence for s in SOURCES.get(self.name, ()))) or glyphs
+
+    @property
+    def size(self) -> str:
+        """To download."""
+        megabytes = sum(s.megabytes for s in SOURCES.get(self.name, ()))
+        return f"{megabytes / 1000:.1f} GB" if megabytes else "-"
 
 
 DESCRIPTIONS = (
     Description("emoji_score", "-1 … 1", "cosine of image and prompt, for the embedded model (comes with the package)"),
     Description("emoji_judge", "0 or 1", "is the right animal recognised? for evaluation, not for training"),
-    Description("jpeg_compressibility", "< 0", "minus the size as JPEG of quality 95, in kB (Black et al. 2023)"),
-    Description("jpeg_incompressibility", "> 0", "the size as JPEG of quality 95, in kB (Black et al. 2023)"),
-    Description("colorfulness", "0 … about 110", "M of Hasler & Süsstrunk 2003, on the 0 … 255 scale"),
+    Description(
+        "jpeg_compressibility",
+        "< 0",
+        "minus the size as JPEG, quality 95, in kB (Black et al. 2023)",
+        reads_prompt=False,
+    ),
+    Description(
+        "jpeg_incompressibility", "> 0", "the size as JPEG, quality 95, in kB (Black et al. 2023)", reads_prompt=False
+    ),
+    Description("colorfulness", "0 … 110", "M of Hasler & Süsstrunk 2003, for pixels of 0 … 255", reads_prompt=False),
+    Description("aesthetic", "1 … 10", "LAION aesthetic predictor on CLIP ViT-L/14; images alone", reads_prompt=False),
+    Description("imagereward", "-2 … 2", "ImageReward v1.0 (Xu et al. 2023)"),
+    Description("hpsv2", "0.2 … 0.35", "Human Preference Score v2 (Wu et al. 2023)"),
+    Description("hpsv2.1", "0.2 … 0.35", "Human Preference Score v2.1"),
+    Description("pickscore", "18 … 24", "PickScore v1 (Kirstain et al. 2023)"),
+    Description("clipscore", "0.3 … 0.9", "2.5 · cosine of CLIP ViT-L/14 (Hessel et al. 2021)"),
+    Description("http", "the server's", "your server, JSON over HTTP; reward_options.http.url"),
+    Description(
+        "vlm", "0 … 1", "a vision-language model behind an OpenAI-compatible API; reward_options.vlm.base_url, .model"
+    ),
 )
 
 
@@ -44,38 +90,42 @@ def check_reward_name(name: str) -> None:
     Raises:
         UserError: see `resolve`.
     """
-    if name not in ANNOUNCED:
-        resolve(name, REWARDS)
+    resolve(name, REWARDS)
 
 
-def load_reward(name: str, device: str = "cpu") -> Reward:
-    """Instantiate a reward by its name or by the user's own dotted path (a class without arguments, or a function).
+def load_reward(name: str, device: str = "cpu", options: Mapping[str, Any] | None = None) -> Reward:
+    """Instantiate a reward by its name, or the user's own by its dotted path: a function, or a class without arguments.
+
+    Args:
+        name: in `REWARDS`, or `package.module:attribute`.
+        device: where its weights, if it has any, are to lie.
+        options: keyword arguments of its class.
 
     Raises:
         UserError: if there is none of that name, or it cannot be built.
     """
-    if name in ANNOUNCED:
-        raise UserError(
-            f"rewards: {name!r} is announced for a later version and cannot be loaded yet. "
-            f"Available: {', '.join(REWARDS)}; or your own callable, my_module:my_reward."
-        )
+    check_torchvision()
     found = resolve(name, REWARDS)
-    if not isinstance(found, type):
+    options = dict(options or {})
+    if name not in REWARDS and not isinstance(found, type):
+        if options:
+            raise UserError(f"reward_options: {name!r} is a function: only classes take options")
         return found
     try:
-        reward: Any = found(device=device) if name in REWARDS else found()
+        reward: Any = found(device=device, **options) if name in REWARDS else found(**options)
     except TypeError as error:
-        raise UserError(f"rewards: {name!r} is a class that cannot be built without arguments: {error}") from error
+        given = ", ".join(options) or "none"
+        raise UserError(f"reward {name!r} cannot be built with the options given ({given}): {error}") from error
     if not callable(reward):
         raise UserError(f"rewards: instances of {name!r} cannot be called with (images, prompts, metadata)")
     return reward  # type: ignore[no-any-return]
 
 
 __all__ = [
-    "ANNOUNCED",
     "DESCRIPTIONS",
     "REWARDS",
     "Description",
+    "PlacedReward",
     "Reward",
     "check_reward_name",
     "checked_scores",

@@ -95,3 +95,42 @@ def checked_scores(
             f"({int(bad.sum())} of {len(prompts)} scores are not finite). Mend the reward, or leave out the prompt."
         )
     return values
+
+
+class PlacedReward:
+    """A reward in calls of bounded size; a model that can move is off the accelerator between its calls, if so wished.
+
+    Args:
+        name: for messages.
+        reward: the user's or ours; `reward.to(device)` is used where there is one.
+        batch_size: images in a call.
+        device: where a model works.
+        offload: keep it on the CPU between calls.
+    """
+
+    def __init__(
+        self, name: str, reward: Reward, batch_size: int, device: torch.device | str, offload: bool = False
+    ) -> None:
+        self.name = name
+        self.reward = reward
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self._move: Callable[[Any], Any] | None = getattr(reward, "to", None) if offload else None
+        if self._move is not None:
+            self._move("cpu")
+
+    def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
+        """float32 [N] on the images' device.
+
+        Raises:
+            RewardError: see `checked_scores`; every call is checked by itself.
+        """
+        if self._move is not None:
+            self._move(self.device)
+        scores = []
+        for start in range(0, len(prompts), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            scores.append(checked_scores(self.name, self.reward, images[rows], prompts[rows], metadata[rows]))
+        if self._move is not None:
+            self._move("cpu")
+        return torch.cat(scores)

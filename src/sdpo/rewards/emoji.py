@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdpo.rewards.clip import features
+
 _ASSETS = Path(__file__).parents[1] / "assets" / "emoji"
 _SIZE = 64
 
@@ -39,14 +41,14 @@ class EmojiScore:
         with torch.no_grad():
             image = self._model.get_image_features(pixel_values=_pixels(images, self._device))
             text = torch.stack([self._encode(p) for p in prompts])
-            return F.cosine_similarity(_features(image).float(), text, dim=-1)
+            return F.cosine_similarity(features(image).float(), text, dim=-1)
 
     def _encode(self, prompt: str) -> Tensor:
         if prompt not in self._text:
             tokens = self._tokenizer(
                 prompt, padding="max_length", truncation=True, max_length=16, return_tensors="pt"
             ).input_ids
-            self._text[prompt] = _features(self._model.get_text_features(input_ids=tokens.to(self._device))).float()[0]
+            self._text[prompt] = features(self._model.get_text_features(input_ids=tokens.to(self._device))).float()[0]
         return self._text[prompt]
 
 
@@ -77,8 +79,3 @@ class EmojiJudge:
 
     def _label(self, prompt: str) -> int:
         return next((self._labels[w] for w in prompt.lower().split() if w in self._labels), -1)
-
-
-def _features(output: Tensor | Any) -> Tensor:
-    """Transformers 5 wraps features in an output object."""
-    return output if isinstance(output, Tensor) else output.pooler_output

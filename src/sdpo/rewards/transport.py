@@ -1,0 +1,126 @@
+"""What rewards behind a network share: JSON over HTTP with time limits and retries, and images as text."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import requests
+from PIL import Image
+from requests.adapters import HTTPAdapter
+from torch import Tensor
+from urllib3.util import Retry
+
+from sdpo.errors import RewardError, UserError
+
+RETRIED = (408, 425, 429, 500, 502, 503, 504)
+"""Statuses that another try may mend; any other than 200 is an error at once."""
+
+_LONGEST_WAIT = 120.0  # seconds; also what a server's Retry-After is cut to
+_SHOWN = 200  # characters of an answer in a message
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class _Retry(Retry):
+    """A server may ask for patience, but not for a day of it."""
+
+    def get_retry_after(self, response: Any) -> float | None:
+        seconds = super().get_retry_after(response)
+        return None if seconds is None else min(seconds, _LONGEST_WAIT)
+
+
+class JsonClient:
+    """POSTs JSON to one address and gives the JSON that comes back.
+
+    Args:
+        url: http or https.
+        timeout: seconds to connect, and seconds without a byte of answer.
+        retries: further tries after a failed connection, a timeout or a status in `RETRIED`.
+        backoff: seconds before the second retry (the first is at once); doubles each time, with as much jitter; a
+            `Retry-After` of the server goes before it.
+        concurrency: requests under way at once.
+        headers: sent with every request.
+
+    Raises:
+        UserError: if the address or a number makes no sense.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = 60.0,
+        retries: int = 3,
+        backoff: float = 0.5,
+        concurrency: int = 4,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise UserError(f"the address of a reward server must begin with http:// or https://, not {url!r}")
+        if timeout <= 0 or retries < 0 or backoff < 0 or concurrency < 1:
+            raise UserError(
+                f"{url}: timeout must be above 0, retries and backoff at least 0, concurrency at least 1; got "
+                f"timeout={timeout}, retries={retries}, backoff={backoff}, concurrency={concurrency}"
+            )
+        self.url = url
+        self.timeout = timeout
+        self.concurrency = concurrency
+        retry = _Retry(
+            total=retries,
+            allowed_methods=None,  # a score is safe to ask for twice, so POST too
+            status_forcelist=RETRIED,
+            backoff_factor=backoff,
+            backoff_jitter=backoff,
+            backoff_max=_LONGEST_WAIT,
+            raise_on_status=False,
+        )
+        self._session = requests.Session()
+        self._session.headers.update(headers or {})
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=concurrency, max_retries=retry))
+
+    def post(self, payload: Any) -> Any:
+        """The answer to one request.
+
+        Raises:
+            RewardError: if none came after all tries, its status is not 200, or it is not JSON; names the address and
+                shows the answer's beginning.
+        """
+        try:
+            response = self._session.post(self.url, json=payload, timeout=self.timeout)
+        except requests.RequestException as error:
+            raise RewardError(f"{self.url} cannot be reached: {error}") from error
+        if response.status_code != 200:
+            raise RewardError(f"{self.url} answered {response.status_code}: {excerpt(response.text)}")
+        try:
+            return response.json()
+        except ValueError as error:
+            raise RewardError(f"{self.url} answered with what is not JSON: {excerpt(response.text)}") from error
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """`function` of every item, in order, `concurrency` at once; the first failure ends it."""
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            futures = [pool.submit(function, item) for item in items]
+            try:
+                return [future.result() for future in futures]
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def excerpt(answer: object) -> str:
+    """The beginning of what a server said, for a message."""
+    text = str(answer)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + " …"
+
+
+def png_base64(image: Tensor) -> str:
+    """A float image [3, H, W] in [0, 1] as a base64 PNG."""
+    pixels = image.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)  # sent once and thrown away
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -221,7 +221,11 @@ def test_score_command(sdpo: Run, tmp_path: Path) -> None:
         assert failed.returncode == 2 and words in failed.stderr and "Traceback" not in failed.stderr, failed.stderr
 
 
-def test_without_a_network_the_message_says_which_files_to_place_where(sdpo: Run, tmp_path: Path) -> None:
+def test_without_a_network_the_message_says_which_files_to_place_where(
+    sdpo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     failed = sdpo("score", "--reward", "pickscore", "--prompt", "a cat", "x.png")
     assert failed.returncode == 2

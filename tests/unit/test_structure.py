@@ -50,3 +50,12 @@ def test_only_backbones_import_diffusers_and_peft() -> None:
 def test_importing_sdpo_imports_no_heavy_library() -> None:
     code = "import sdpo, sys; assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules), 'heavy'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_importing_the_trainer_imports_no_reward_model() -> None:
+    code = (
+        "import sdpo.trainer, sdpo.rewards, sys; from sdpo.rewards import REWARDS; "
+        "loaded = {path.split(':')[0] for path in REWARDS.values()} & set(sys.modules); assert not loaded, loaded; "
+        "assert 'torchvision' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

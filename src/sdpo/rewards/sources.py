@@ -114,9 +114,14 @@ def locate(name: str, path: str | None = None) -> dict[str, Path]:
 
 def _download(name: str, source: Source, file: str) -> Path:
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(source.repository, file, revision=source.revision, etag_timeout=5))
+        try:
+            return Path(hf_hub_download(source.repository, file, revision=source.revision, local_files_only=True))
+        except LocalEntryNotFoundError:
+            _reach_hub()  # in seconds; the hub's client would try for half a minute
+            return Path(hf_hub_download(source.repository, file, revision=source.revision))
     except Exception as error:  # whatever the hub's client raises, the user needs the same message
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -125,11 +130,18 @@ def _download(name: str, source: Source, file: str) -> Path:
         ) from error
 
 
+def _reach_hub() -> None:
+    import requests
+    from huggingface_hub.constants import ENDPOINT
+
+    requests.head(ENDPOINT, timeout=5)
+
+
 def _instructions(name: str) -> str:
-    lines = [f"Place these files in one folder, and name it by reward_options.{name}.path=FOLDER"]
-    lines[0] += (
-        f" (on the command line of `sdpo score`: --option path=FOLDER), or by {ENVIRONMENT}=PARENT/{name}'s parent:"
-    )
+    lines = [
+        f"Place these files in a folder {name}, and name it by reward_options.{name}.path=…/{name} (for `sdpo score`: "
+        f"--option path=…/{name}), or the folder it lies in by the environment variable {ENVIRONMENT}:"
+    ]
     for source in SOURCES[name]:
         lines += [
             f"  https://huggingface.co/{source.repository}/resolve/{source.revision}/{file}" for file in source.files

@@ -106,7 +106,7 @@ class EvaluateConfig(_Section):
 class ScoringConfig(_Section):
     """How images are scored: images in a decoder call, images in a reward call, where the rewards lie.
 
-    `offload` keeps reward models on the CPU while the denoising network works.
+    `offload` keeps reward models on the CPU while the denoising network is trained.
     """
 
     decode_batch: Positive = 32

@@ -31,8 +31,8 @@ def rollout(
     epoch: int,
     branches: int,
     micro_batch: int,
-) -> Trajectories:
-    """Sample B groups of K trajectories.
+) -> Iterator[Trajectories]:
+    """Sample B groups of K trajectories, a micro-batch at a time.
 
     The noise of each comes from (seed, epoch, global sample index) alone.
 
@@ -47,40 +47,33 @@ def rollout(
         branches: K.
         micro_batch: groups in one network call; changes speed and memory only.
 
-    Returns:
-        Trajectories of B groups.
+    Yields:
+        Trajectories of at most `micro_batch` groups, in order.
     """
-    count, steps, shape = len(prompts), denoiser.num_steps, policy.backbone.latent_shape
-    device = policy.backbone.device
-    states = torch.empty(count, branches, steps + 1, *shape, device=device)
-    x0 = torch.empty(count, branches, steps, *shape, device=device)
-    log_prob = torch.empty(count, branches, steps, device=device)
-    texts = [p.text for p in prompts]
-    for rows in _slices(count, micro_batch):
-        conditioning = branch_conditioning(embeddings, texts[rows], branches)
-        index = sample_index[rows]
+    shape, device = policy.backbone.latent_shape, policy.backbone.device
+    for rows in _slices(len(prompts), micro_batch):
+        texts, index = [p.text for p in prompts[rows]], sample_index[rows]
+        conditioning = branch_conditioning(embeddings, texts, branches)
         start = seeds.normal(shape, [(seed, epoch, i, "start") for i in index]).to(device)
-        states[rows, :, 0] = start[:, None]
 
         def noise(step: int, index: Sequence[int] = index) -> Tensor:
             keys = [(seed, epoch, i, f"step {step}") for i in index]
             return seeds.normal((branches, *shape), keys).flatten(0, 1)
 
-        walk = _walk(policy, denoiser, start.repeat_interleave(branches, 0), conditioning, noise)
-        for step, (transition, following) in enumerate(walk):
-            density = gaussian.log_prob(following, transition.mean, transition.std)
-            states[rows, :, step + 1] = following.unflatten(0, (-1, branches))
-            x0[rows, :, step] = transition.x0.unflatten(0, (-1, branches))
-            log_prob[rows, :, step] = density.unflatten(0, (-1, branches))
-    return Trajectories(
-        prompts=texts,
-        metadata=[p.metadata for p in prompts],
-        sample_index=torch.tensor(list(sample_index)),
-        states=states,
-        x0=x0,
-        log_prob=log_prob,
-        stochastic=denoiser.stochastic,
-    )
+        states, x0, log_prob = [start.repeat_interleave(branches, 0)], [], []
+        for transition, following in _walk(policy, denoiser, states[0], conditioning, noise):
+            log_prob.append(gaussian.log_prob(following, transition.mean, transition.std))
+            x0.append(transition.x0)
+            states.append(following)
+        yield Trajectories(
+            prompts=texts,
+            metadata=[p.metadata for p in prompts[rows]],
+            sample_index=torch.tensor(list(index)),
+            states=torch.stack(states, dim=1).unflatten(0, (-1, branches)),
+            x0=torch.stack(x0, dim=1).unflatten(0, (-1, branches)),
+            log_prob=torch.stack(log_prob, dim=1).unflatten(0, (-1, branches)),
+            stochastic=denoiser.stochastic,
+        )
 
 
 def final_images(

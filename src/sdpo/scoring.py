@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 from sdpo.algorithms.base import RewardPlan
 from sdpo.backbones import Backbone
 from sdpo.dense import query_steps, spread_rewards
-from sdpo.rewards import Reward, checked_scores
+from sdpo.rewards import PlacedReward, Reward, checked_scores
 from sdpo.types import Trajectories
 
 
@@ -32,10 +34,39 @@ class RewardMix:
         self.weights = dict(weights)
         # Count, mean and sum of squared deviations (Welford), in float64.
         self._moments = {name: torch.zeros(3, dtype=torch.float64) for name in rewards}
+        self._pool = ThreadPoolExecutor(max(1, len(self.rewards)), "reward")  # starts a thread when one is needed
 
-    def score(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Raw scores of N images by every reward, float32 [N] each."""
-        return {name: checked_scores(name, r, images, prompts, metadata) for name, r in self.rewards.items()}
+    def start(
+        self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
+    ) -> Callable[[], dict[str, Tensor]]:
+        """Begin to score N images; remote rewards do so in the background.
+
+        Returns:
+            A call that waits and gives the raw scores of every reward, float32 [N] each.
+        """
+        background, found = {}, {}
+        for name, reward in self.rewards.items():
+            if getattr(reward, "remote", False):
+                background[name] = self._pool.submit(checked_scores, name, reward, images.cpu(), prompts, metadata)
+        for name, reward in self.rewards.items():
+            if name not in background:
+                found[name] = checked_scores(name, reward, images, prompts, metadata)
+        device = images.device  # the images themselves need not wait
+
+        def wait() -> dict[str, Tensor]:
+            arrived = {name: future.result().to(device) for name, future in background.items()}
+            return {name: found[name] if name in found else arrived[name] for name in self.rewards}
+
+        return wait
+
+    @contextlib.contextmanager
+    def resident(self) -> Iterator[None]:
+        """A context in which offloaded reward models stay on their device."""
+        with contextlib.ExitStack() as stack:
+            for reward in self.rewards.values():
+                if isinstance(reward, PlacedReward):
+                    stack.enter_context(reward.resident())
+            yield
 
     def observe(self, scores: Mapping[str, Tensor]) -> None:
         """Take a global batch of raw scores into the running statistics."""
@@ -90,57 +121,94 @@ class Scores:
 Gather = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
-def score(
-    trajectories: Trajectories,
-    backbone: Backbone,
-    mix: RewardMix,
-    plan: RewardPlan,
-    *,
-    decode_batch: int = 32,
-    gather: Gather = lambda scores: scores,
-) -> Scores:
-    """Decode and score the images that the plan asks for, each once, and give every step its reward.
+class Scorer:
+    """Scores an epoch's trajectories part by part, as they are sampled: remote rewards work while sampling goes on.
 
-    `anchors` asks for three images a trajectory (fewer where steps coincide) and spreads; `all` asks for every
-    step; `final` asks for the last and gives the other steps 0.
+    Decodes and scores the images that the plan asks for, each once, and gives every step its reward. `anchors` asks for
+    three images a trajectory (fewer where steps coincide) and spreads; `all` asks for every step; `final` asks for the
+    last and gives the other steps 0.
 
     Args:
-        trajectories: of this process.
         backbone: decodes.
         mix: the rewards.
         plan: which steps are scored.
         decode_batch: images decoded in one call.
         gather: collects raw scores from all processes, for running statistics.
     """
-    x0 = trajectories.x0
-    groups, branches, steps = x0.shape[:3]
-    if plan == "anchors":
-        wanted = query_steps(x0)  # [B, K, 3]
-    elif plan == "all":
-        wanted = torch.arange(steps, device=x0.device).expand(groups, branches, steps)
-    else:
-        wanted = torch.full((groups, branches, 1), steps - 1, device=x0.device)
-    # Each wanted image as one number, so that coinciding steps are decoded and scored once.
-    rows = torch.arange(groups * branches, device=x0.device).reshape(groups, branches, 1)
-    unique, where = (rows * steps + wanted).unique(return_inverse=True)
-    latents = x0.flatten(0, 2)[unique]
-    images = torch.cat([backbone.decode(part) for part in latents.split(decode_batch)])
-    owner = (unique // (branches * steps)).tolist()
-    raw = mix.score(images, [trajectories.prompts[i] for i in owner], [trajectories.metadata[i] for i in owner])
-    mix.observe(gather(raw))
-    queried = mix.combine(raw)[where]  # [B, K, Q]
-    if plan == "anchors":
-        dense = spread_rewards(x0, wanted, queried)
-    elif plan == "all":
-        dense = queried
-    else:
-        dense = torch.zeros(groups, branches, steps, device=x0.device)
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        mix: RewardMix,
+        plan: RewardPlan,
+        *,
+        decode_batch: int = 32,
+        gather: Gather = lambda scores: scores,
+    ) -> None:
+        self._backbone = backbone
+        self._mix = mix
+        self._plan = plan
+        self._decode_batch = decode_batch
+        self._gather = gather
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []  # x̂, the steps asked for, and which image each is
+        self._pending: list[Callable[[], dict[str, Tensor]]] = []
+        self._queries = 0
+
+    def add(self, part: Trajectories) -> None:
+        """Decode what the plan asks for of B groups, and begin to score it.
+
+        Raises:
+            RewardError: if a reward that is not remote fails.
+        """
+        x0 = part.x0
+        groups, branches, steps = x0.shape[:3]
+        wanted = self._wanted(x0)  # [B, K, Q]
+        # Each wanted image as one number, so that coinciding steps are decoded and scored once.
+        rows = torch.arange(groups * branches, device=x0.device).reshape(groups, branches, 1)
+        unique, where = (rows * steps + wanted).unique(return_inverse=True)
+        latents = x0.flatten(0, 2)[unique]
+        images = torch.cat([self._backbone.decode(chunk) for chunk in latents.split(self._decode_batch)])
+        owner = (unique // (branches * steps)).tolist()
+        prompts, metadata = [part.prompts[i] for i in owner], [part.metadata[i] for i in owner]
+        self._pending.append(self._mix.start(images, prompts, metadata))
+        self._parts.append((x0, wanted, self._queries + where))
+        self._queries += len(unique)
+
+    def _wanted(self, x0: Tensor) -> Tensor:
+        """Steps of each trajectory that are scored, int64 [B, K, Q]."""
+        groups, branches, steps = x0.shape[:3]
+        if self._plan == "anchors":
+            return query_steps(x0)
+        if self._plan == "all":
+            return torch.arange(steps, device=x0.device).expand(groups, branches, steps)
+        return torch.full((groups, branches, 1), steps - 1, device=x0.device)
+
+    def finish(self) -> Scores:
+        """The scores of all parts, in order.
+
+        Raises:
+            RewardError: if a remote reward failed.
+        """
+        arrived = [wait() for wait in self._pending]
+        raw = {name: torch.cat([scores[name] for scores in arrived]) for name in arrived[0]}
+        self._mix.observe(self._gather(raw))
+        mixed = self._mix.combine(raw)
+        last = torch.cat([where[..., 1 if self._plan == "anchors" else -1] for _, _, where in self._parts])
+        first = torch.cat([where[..., 0] for _, _, where in self._parts])
+        return Scores(
+            dense=torch.cat([self._dense(x0, wanted, mixed[where]) for x0, wanted, where in self._parts]),
+            first=None if self._plan == "final" else mixed[first],
+            last=mixed[last],
+            raw={name: values[last].mean() for name, values in raw.items()},
+            queries=self._queries,
+        )
+
+    def _dense(self, x0: Tensor, wanted: Tensor, queried: Tensor) -> Tensor:
+        """A reward for every step, [B, K, T], from the queried ones, [B, K, Q]."""
+        if self._plan == "anchors":
+            return spread_rewards(x0, wanted, queried)
+        if self._plan == "all":
+            return queried
+        dense = torch.zeros(x0.shape[:3], device=x0.device)
         dense[..., -1] = queried[..., 0]
-    last = where[..., 1] if plan == "anchors" else where[..., -1]
-    return Scores(
-        dense=dense,
-        first=None if plan == "final" else queried[..., 0],
-        last=mix.combine(raw)[last],
-        raw={name: values[last].mean() for name, values in raw.items()},
-        queries=len(unique),
-    )
+        return dense

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from sdpo.report import write_report
 from sdpo.returns import discounted_returns, future_returns
 from sdpo.rewards import Reward, check_reward_name
 from sdpo.sampler import rollout
-from sdpo.scoring import RewardMix, Scores, score
+from sdpo.scoring import RewardMix, Scorer, Scores
 from sdpo.tracking import MetricsFile, ProgressBar, Trackers
 from sdpo.types import Trajectories
 
@@ -121,8 +121,7 @@ class Trainer:
         """One epoch; returns its row of metrics."""
         start = time.perf_counter()
         epoch = self.epoch + 1
-        trajectories = self._sample(epoch)
-        scores = self._score(trajectories)
+        trajectories, scores = self._sample_and_score(epoch)
         advantages = self._advantages(trajectories, scores)
         update = self.updater.run(trajectories, advantages, self.denoiser, self.embeddings, epoch)
         row = self._row(epoch, trajectories, scores, update, time.perf_counter() - start)
@@ -138,8 +137,24 @@ class Trainer:
 
     # -- its parts ---------------------------------------------------------------------------------------
 
-    def _sample(self, epoch: int) -> Trajectories:
-        """This process's share: of every batch, a slice. Prompts and their order depend on the global index alone."""
+    def _sample_and_score(self, epoch: int) -> tuple[Trajectories, Scores]:
+        """This process's share; a remote reward scores one part while the next is sampled."""
+        scorer = Scorer(
+            self.backbone,
+            self.mix,
+            self.algorithm.reward_plan,
+            decode_batch=self.config.scoring.decode_batch,
+            gather=self._gather_scores,
+        )
+        parts = []
+        with self.mix.resident():
+            for part in self._sample(epoch):
+                scorer.add(part)
+                parts.append(part)
+            return Trajectories.concatenate(parts), scorer.finish()
+
+    def _sample(self, epoch: int) -> Iterator[Trajectories]:
+        """Of every batch, a slice. Prompts and their order depend on the global index alone."""
         sample, batch = self.config.sample, self.config.train.batch_size
         share = batch // self.processes.count
         order = seeds.permutation(sample.prompts_per_epoch, self.config.seed, epoch, "batches").reshape(-1, batch)
@@ -163,19 +178,10 @@ class Trainer:
         lap, place = divmod(position, len(self.prompts))
         return self.prompts[int(seeds.permutation(len(self.prompts), self.config.seed, lap, "prompts")[place])]
 
-    def _score(self, trajectories: Trajectories) -> Scores:
-        def gather(scores: Any) -> dict[str, Tensor]:
-            parts = self.processes.gather([{n: v.cpu() for n, v in scores.items()}])
-            return {n: torch.cat([part[n] for part in parts]) for n in scores}
-
-        return score(
-            trajectories,
-            self.backbone,
-            self.mix,
-            self.algorithm.reward_plan,
-            decode_batch=self.config.scoring.decode_batch,
-            gather=gather,
-        )
+    def _gather_scores(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Raw scores of all processes."""
+        parts = self.processes.gather([{n: v.cpu() for n, v in scores.items()}])
+        return {n: torch.cat([part[n] for part in parts]) for n in scores}
 
     def _advantages(self, trajectories: Trajectories, scores: Scores) -> Tensor:
         returns_of = discounted_returns if self.algorithm.credit == "step" else future_returns

@@ -10,9 +10,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -42,6 +44,18 @@ class Trajectories:
     def num_steps(self) -> int:
         """T."""
         return self.log_prob.shape[2]
+
+    @staticmethod
+    def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
+        """All groups of several parts, in order."""
+        tensors = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("states", "x0", "log_prob")}
+        return Trajectories(
+            prompts=[prompt for p in parts for prompt in p.prompts],
+            metadata=[record for p in parts for record in p.metadata],
+            sample_index=torch.cat([p.sample_index for p in parts]),
+            stochastic=parts[0].stochastic,
+            **tensors,
+        )
 
 
 @dataclass

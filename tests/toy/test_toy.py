@@ -17,7 +17,7 @@ from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.prompts import Prompt
 from sdpo.returns import discounted_returns
 from sdpo.sampler import final_images, rollout
-from sdpo.scoring import RewardMix, score
+from sdpo.scoring import RewardMix, Scorer
 from sdpo.update import Updater, UpdateSettings
 
 ALPHAS = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()).cumprod(0)
@@ -91,11 +91,13 @@ def learn(normalizer: PairNormalizer | StepwiseNormalizer, **setting: Any) -> tu
     updater = Updater(policy, algorithm, UpdateSettings(batch_size=32, micro_batch=32), optimizer, schedule)
     before = rewards_by_steps(policy)
     for epoch in range(1, 16):
-        trajectories = rollout(
+        (trajectories,) = rollout(
             policy, denoiser, embeddings, [Prompt("x")] * 64, range(64),
             seed=0, epoch=epoch, branches=algorithm.branches, micro_batch=64,
         )  # fmt: skip
-        scores = score(trajectories, policy.backbone, mix, algorithm.reward_plan)
+        scorer = Scorer(policy.backbone, mix, algorithm.reward_plan)
+        scorer.add(trajectories)
+        scores = scorer.finish()
         returns = discounted_returns(scores.dense, algorithm.discount)
         advantages = normalizer.update(trajectories.prompts, returns)
         metrics = updater.run(trajectories, advantages, denoiser, embeddings, epoch)

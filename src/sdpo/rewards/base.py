@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -98,14 +99,14 @@ def checked_scores(
 
 
 class PlacedReward:
-    """A reward in calls of bounded size; a model that can move is off the accelerator between its calls, if so wished.
+    """A reward in calls of bounded size; its model, if so wished, is on the accelerator only while it is used.
 
     Args:
         name: for messages.
         reward: the user's or ours; `reward.to(device)` is used where there is one.
         batch_size: images in a call.
         device: where a model works.
-        offload: keep it on the CPU between calls.
+        offload: keep it on the CPU outside `resident`.
     """
 
     def __init__(
@@ -116,7 +117,27 @@ class PlacedReward:
         self.batch_size = batch_size
         self.device = torch.device(device)
         self._move: Callable[[Any], Any] | None = getattr(reward, "to", None) if offload else None
+        self._resident = False
         if self._move is not None:
+            self._move("cpu")
+
+    @property
+    def remote(self) -> bool:
+        """Whether the reward works elsewhere, so that a caller gains by not waiting for it; it says so itself."""
+        return bool(getattr(self.reward, "remote", False))
+
+    @contextlib.contextmanager
+    def resident(self) -> Iterator[None]:
+        """A context in which an offloaded model stays on its device."""
+        if self._move is None or self._resident:
+            yield
+            return
+        self._move(self.device)
+        self._resident = True
+        try:
+            yield
+        finally:
+            self._resident = False
             self._move("cpu")
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
@@ -125,12 +146,9 @@ class PlacedReward:
         Raises:
             RewardError: see `checked_scores`; every call is checked by itself.
         """
-        if self._move is not None:
-            self._move(self.device)
         scores = []
-        for start in range(0, len(prompts), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            scores.append(checked_scores(self.name, self.reward, images[rows], prompts[rows], metadata[rows]))
-        if self._move is not None:
-            self._move("cpu")
+        with self.resident():
+            for start in range(0, len(prompts), self.batch_size):
+                rows = slice(start, start + self.batch_size)
+                scores.append(checked_scores(self.name, self.reward, images[rows], prompts[rows], metadata[rows]))
         return torch.cat(scores)

@@ -43,6 +43,8 @@ class HttpReward:
         UserError: if an argument makes no sense, or the token's variable is not set.
     """
 
+    remote = True
+
     def __init__(
         self,
         url: str = "",

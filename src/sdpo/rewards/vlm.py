@@ -47,6 +47,8 @@ class VlmJudge:
         UserError: if an argument is missing or makes no sense.
     """
 
+    remote = True
+
     def __init__(
         self,
         base_url: str = "",

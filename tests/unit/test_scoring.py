@@ -1,0 +1,142 @@
+"""Scoring: which images are asked for, each of them once; where models lie; and what is not waited for."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sdpo.dense import query_steps, spread_rewards
+from sdpo.errors import RewardError
+from sdpo.rewards import PlacedReward
+from sdpo.scoring import RewardMix, Scorer
+from sdpo.types import Trajectories
+
+
+class Identity:
+    """All that scoring needs of a backbone: decodes a latent to itself."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+
+class FirstPixel:
+    """A reward that remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+        self.calls: list[tuple[list[str], list[dict[str, Any]]]] = []
+
+    def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
+        self.seen += list(images.clone())
+        self.calls.append((prompts, metadata))
+        return images[:, 0, 0, 0]
+
+
+def part(groups: int, branches: int = 2, steps: int = 4, seed: int = 0) -> Trajectories:
+    x0 = torch.randn(groups, branches, steps, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return Trajectories(
+        prompts=[f"prompt {seed}.{i}" for i in range(groups)],
+        metadata=[{"group": (seed, i)} for i in range(groups)],
+        sample_index=torch.arange(groups),
+        states=torch.zeros(groups, branches, steps + 1, 3, 4, 4),
+        x0=x0,
+        log_prob=torch.zeros(groups, branches, steps),
+        stochastic=torch.ones(steps, dtype=torch.bool),
+    )
+
+
+@pytest.mark.parametrize("plan", ["anchors", "all", "final"])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_no_image_is_scored_twice_and_rewards_reach_their_steps(plan: Any, steps: int) -> None:
+    reward = FirstPixel()
+    scorer = Scorer(Identity(), RewardMix({"r": reward}, {"r": 2.0}), plan, decode_batch=3)
+    parts = [part(3, steps=steps, seed=0), part(2, steps=steps, seed=1)]
+    for p in parts:
+        scorer.add(p)
+    scores = scorer.finish()
+    assert len({image.numpy().tobytes() for image in reward.seen}) == len(reward.seen) == scores.queries
+    assert scores.queries <= 10 * {"anchors": min(3, steps), "all": steps, "final": 1}[plan]
+    x0 = torch.cat([p.x0 for p in parts])
+    exact = 2 * x0[..., 0, 0, 0]
+    assert torch.equal(scores.last, exact[..., -1])
+    assert torch.equal(scores.dense[..., -1], exact[..., -1])
+    if plan == "all":
+        assert torch.equal(scores.dense, exact)
+    if plan == "final":
+        assert scores.first is None and not scores.dense[..., :-1].any()
+    if plan == "anchors":
+        wanted = query_steps(x0)
+        assert torch.equal(scores.dense, spread_rewards(x0, wanted, exact.gather(-1, wanted)))
+
+
+def test_prompts_and_metadata_belong_to_the_images() -> None:
+    reward = FirstPixel()
+    scorer = Scorer(Identity(), RewardMix({"r": reward}, {"r": 1.0}), "all")
+    parts = [part(2, seed=5), part(1, seed=6)]
+    for p in parts:
+        scorer.add(p)
+    scorer.finish()
+    prompts = [prompt for prompts, _ in reward.calls for prompt in prompts]
+    groups = [record["group"] for _, records in reward.calls for record in records]
+    assert (
+        prompts
+        == [f"prompt {s}.{i}" for s, i in groups]
+        == 8 * ["prompt 5.0"] + 8 * ["prompt 5.1"] + 8 * ["prompt 6.0"]
+    )
+    assert torch.equal(torch.stack(reward.seen), torch.cat([p.x0.flatten(0, 2) for p in parts]))
+
+
+def test_a_remote_reward_works_while_sampling_goes_on() -> None:
+    second_part_is_sampled = threading.Event()
+
+    class Remote(FirstPixel):
+        remote = True
+
+        def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
+            if not second_part_is_sampled.wait(20):
+                raise TimeoutError("sampling waited for the reward")
+            return super().__call__(images, prompts, metadata)
+
+    remote = PlacedReward("remote", Remote(), batch_size=4, device="cpu")
+    scorer = Scorer(Identity(), RewardMix({"remote": remote}, {"remote": 1.0}), "all")
+    parts = [part(2, seed=0), part(2, seed=1)]
+    scorer.add(parts[0])
+    scorer.add(parts[1])
+    second_part_is_sampled.set()
+    assert torch.equal(scorer.finish().dense, torch.cat([p.x0 for p in parts])[..., 0, 0, 0])
+
+
+def test_the_failure_of_a_remote_reward_is_raised() -> None:
+    class Remote:
+        remote = True
+
+        def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
+            raise OSError("the line is dead")
+
+    scorer = Scorer(Identity(), RewardMix({"r": Remote()}, {"r": 1.0}), "final")
+    scorer.add(part(2))
+    with pytest.raises(RewardError, match="the line is dead"):
+        scorer.finish()
+
+
+def test_an_offloaded_model_is_resident_while_it_is_used() -> None:
+    moves: list[str] = []
+
+    class Model(FirstPixel):
+        def to(self, device: torch.device | str) -> None:
+            moves.append(str(device))
+
+    placed = PlacedReward("m", Model(), batch_size=2, device="cpu:0", offload=True)
+    mix = RewardMix({"m": placed}, {"m": 1.0})
+    with mix.resident():
+        scorer = Scorer(Identity(), mix, "final")
+        for seed in range(3):
+            scorer.add(part(2, seed=seed))
+        scorer.finish()
+    assert moves == ["cpu", "cpu:0", "cpu"]
+    placed(torch.zeros(3, 3, 4, 4), [""] * 3, [{}] * 3)
+    assert moves == ["cpu", "cpu:0", "cpu", "cpu:0", "cpu"]

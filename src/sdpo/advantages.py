@@ -97,6 +97,3 @@ class PairNormalizer(Normalizer):
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and population std over the first axis."""
     return values.mean(0), values.std(0, correction=0)
-
-
-NORMALIZERS: dict[str, type[Normalizer]] = {"stepwise": StepwiseNormalizer, "pair": PairNormalizer}

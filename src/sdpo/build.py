@@ -13,13 +13,13 @@ import torch
 
 from sdpo.advantages import Normalizer, PairNormalizer, StepwiseNormalizer
 from sdpo.algorithms import Algorithm
-from sdpo.backbones import PipelineBackbone, load_backbone
-from sdpo.config import Config, MicroBatch, TrainConfig
+from sdpo.backbones import PipelineBackbone, load_backbone, wrap_pipeline
+from sdpo.config import Config, MicroBatch, ModelConfig, TrainConfig
 from sdpo.errors import UserError
 from sdpo.policy import Policy
-from sdpo.processes import Processes
+from sdpo.processes import Processes, check_device
 from sdpo.rewards import PlacedReward, Reward, load_reward
-from sdpo.update import EMA, Updater, UpdateSettings, warmup_decay
+from sdpo.update import EMA, Updater, UpdateSettings, alone, warmup_decay
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,9 +31,39 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
     return DTYPES[config.model.dtype]
 
 
-def build_backbone(config: Config, device: torch.device) -> PipelineBackbone:
-    """The model, ready to sample; nothing is trainable yet."""
+IN_PYTHON = "(in Python)"
+"""`model.path` of a run whose pipeline does not say where it came from."""
+
+
+def describe_pipeline(model: ModelConfig, pipeline: Any) -> ModelConfig:
+    """The model section of a run on the user's own pipeline: where that came from, and its precision.
+
+    Raises:
+        UserError: if its network is in a precision that no run computes in.
+    """
+    network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    dtype = str(getattr(network, "dtype", torch.float32)).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise UserError(f"the pipeline computes in {dtype}: load it in one of {', '.join(DTYPES)}")
+    origin = getattr(pipeline, "name_or_path", None) or IN_PYTHON
+    return model.model_copy(update={"path": str(origin), "dtype": dtype})
+
+
+def build_backbone(config: Config, device: torch.device, pipeline: Any = None) -> PipelineBackbone:
+    """The model, or the user's own pipeline, ready to sample; nothing is trainable yet.
+
+    Raises:
+        UserError: if it cannot be loaded, or is of no supported class.
+    """
     model = config.model
+    if pipeline is not None:
+        pipeline.to(dtype=compute_dtype(config, device))
+        return wrap_pipeline(pipeline, device, (model.height, model.width))
+    if model.path == IN_PYTHON:
+        raise UserError(
+            "this run was given a pipeline in Python that does not say where it came from: save it by "
+            "pipeline.save_pretrained(FOLDER) and write the folder into the run's config.yaml, as model.path"
+        )
     return load_backbone(
         model.path,
         revision=model.revision,
@@ -46,7 +76,7 @@ def build_backbone(config: Config, device: torch.device) -> PipelineBackbone:
 
 def load_rewards(
     config: Config, names: Iterable[str], device: torch.device, own: Mapping[str, Reward] | None = None
-) -> dict[str, Reward]:
+) -> dict[str, PlacedReward]:
     """Rewards by name, each in calls of `scoring.batch_size` on `scoring.device`.
 
     Args:
@@ -59,9 +89,9 @@ def load_rewards(
         UserError: if one cannot be loaded.
     """
     scoring = config.scoring
-    place = device if scoring.device == "auto" else torch.device(scoring.device)
+    place = check_device(scoring.device, "scoring.device") or device
     start = "cpu" if scoring.offload else str(place)
-    placed: dict[str, Reward] = {}
+    placed: dict[str, PlacedReward] = {}
     for name in names:
         reward = (own or {}).get(name) or load_reward(name, start, config.reward_options.get(name))
         placed[name] = PlacedReward(name, reward, scoring.batch_size, place, scoring.offload)
@@ -133,7 +163,8 @@ def build_updater(config: Config, policy: Policy, algorithm: Algorithm, processe
     steps = config.epochs * settings.optimizer_steps(sample.prompts_per_epoch // processes.count, sample.num_steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_decay(train.lr_schedule, train.warmup_steps, steps))
     ema = EMA(parameters, train.ema_decay) if train.ema_decay is not None else None
-    return Updater(policy, algorithm, settings, optimizer, schedule, ema, processes.mean)
+    all_reduce = processes.mean if processes.count > 1 else alone
+    return Updater(policy, algorithm, settings, optimizer, schedule, ema, all_reduce)
 
 
 def cost(config: Config) -> str:
@@ -145,7 +176,9 @@ def cost(config: Config) -> str:
     updates = settings.optimizer_steps(sample.prompts_per_epoch, sample.num_steps)
     guidance = 2 if sample.guidance_scale != 1 else 1
     forward = trajectories * sample.num_steps * guidance
-    backward = trajectories * settings.visited_steps(sample.num_steps) * settings.inner_epochs * guidance
+    visits = trajectories * settings.visited_steps(sample.num_steps) * settings.inner_epochs
+    backward = visits * guidance
+    forward += visits * guidance if settings.kl_weight > 0 else 0  # of the base model
     return (
         f"# an epoch: {trajectories} trajectories, at most {trajectories * queries} reward queries, "
         f"{forward} network evaluations without and {backward} with gradient, {updates} optimizer steps\n"
@@ -206,4 +239,21 @@ def write_environment(path: Path, device: torch.device, processes: int) -> None:
             record[name] = version(name)
         except PackageNotFoundError:
             record[name] = "not installed"
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(record, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that no reader ever sees a part of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def memory_knobs(config: Config) -> str:
+    """What to turn when memory runs out, from the cheapest on."""
+    train, sample = config.train, config.sample
+    return (
+        f"None of these changes the result: train.micro_batch (now {train.micro_batch}), sample.micro_batch (now "
+        f"{sample.micro_batch}), scoring.decode_batch (now {config.scoring.decode_batch}), scoring.batch_size (now "
+        f"{config.scoring.batch_size}), scoring.offload=true. These do: model.dtype=bfloat16, a smaller lora.rank."
+    )

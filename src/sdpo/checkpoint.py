@@ -25,7 +25,7 @@ class Checkpoint:
         weights: trained parameters by name, float32.
         ema: their average, or empty.
         state: optimizer, schedules and statistics; tensors and plain containers.
-        score: mean evaluated reward at this epoch, or None where it was not evaluated.
+        score: evaluated gain at this epoch, or None where it was not evaluated.
     """
 
     epoch: int

@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--prompts", help="a named set, .txt or .jsonl file; default: the run's training prompts")
     evaluate.add_argument("--reward", action="append", help="a reward; may be repeated; default: the run's")
     evaluate.add_argument("--images-per-prompt", type=int, default=4)
+    evaluate.add_argument("--device", default="auto")
     evaluate.add_argument("--output", help="JSON file; default: DIR/evaluation.json")
     evaluate.set_defaults(run=_evaluate)
 
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--steps", type=int, default=4)
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("-o", "--output", default="sample.png")
+    sample.add_argument("--device", default="auto")
     sample.add_argument("--compare", action="store_true", help="base and tuned side by side")
     sample.set_defaults(run=_sample)
 
@@ -131,7 +133,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if min(steps) < 1 or arguments.images_per_prompt < 1:
         raise UserError("--steps and --images-per-prompt must be at least 1")
     result, default = evaluate_target(
-        arguments.target, steps, arguments.prompts, arguments.reward, arguments.images_per_prompt
+        arguments.target, steps, arguments.prompts, arguments.reward, arguments.images_per_prompt, arguments.device
     )
     path = Path(arguments.output) if arguments.output else default
     if path is not None:
@@ -153,7 +155,11 @@ def _evaluation_table(result: dict[str, Any]) -> Table:
         for steps, row in by_steps.items():
             cells = [name, steps, f"{row['base']:.4f}"]
             if tuned:
-                cells += [f"{row['tuned']:.4f}", f"{row['gain']:+.4f} ± {row['standard_error']:.4f}"]
+                error = row["standard_error"]
+                cells += [
+                    f"{row['tuned']:.4f}",
+                    f"{row['gain']:+.4f}" + (f" ± {error:.4f}" if error is not None else ""),
+                ]
             table.add_row(*cells)
     return table
 
@@ -162,7 +168,11 @@ def _sample(arguments: argparse.Namespace) -> None:
     _quiet_libraries()
     from sdpo.finished import sample_target
 
-    image = sample_target(arguments.target, arguments.prompt, arguments.steps, arguments.seed, arguments.compare)
+    if arguments.steps < 1 or not 0 <= arguments.seed < 2**63:
+        raise UserError("--steps must be at least 1, --seed in 0 … 2⁶³ − 1")
+    image = sample_target(
+        arguments.target, arguments.prompt, arguments.steps, arguments.seed, arguments.compare, arguments.device
+    )
     try:
         image.save(arguments.output)
     except (OSError, ValueError) as error:

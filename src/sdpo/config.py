@@ -59,6 +59,15 @@ class AdvantageConfig(_Section):
     buffer_size: Positive = 32
     min_count: Positive = 16
 
+    @model_validator(mode="after")
+    def _counts_can_be_reached(self) -> AdvantageConfig:
+        if self.min_count > self.buffer_size:
+            raise ValueError(
+                f"min_count ({self.min_count}) is more than buffer_size ({self.buffer_size}) keeps: no prompt would "
+                "ever have statistics of its own"
+            )
+        return self
+
 
 class SampleConfig(_Section):
     """Trajectories of an epoch; the numbers are global, `micro_batch` (groups in a network call) is the machine's."""
@@ -126,7 +135,7 @@ class CheckpointConfig(_Section):
 class Config(_Section):
     """Everything that defines a run."""
 
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     epochs: Positive = 100
     output_dir: str | None = None
     device: str = "auto"
@@ -229,7 +238,7 @@ class Config(_Section):
 
 
 # What may differ when a run is resumed: none of it changes what the next epoch computes.
-_RESUMABLE = {"epochs", "output_dir", "device", "evaluate", "checkpoint", "trackers", "scoring"}
+_RESUMABLE = {"output_dir", "device", "evaluate", "checkpoint", "trackers", "scoring"}
 
 
 def check_same_run(config: Config, stored_file: Path) -> None:
@@ -240,9 +249,11 @@ def check_same_run(config: Config, stored_file: Path) -> None:
     """
     stored, current = _read(stored_file), config.model_dump(mode="json")
     for section in ("sample", "train"):
-        stored[section].pop("micro_batch", None)
+        stored.get(section, {}).pop("micro_batch", None)
         current[section].pop("micro_batch", None)
-    changed = [k for k in current if k not in _RESUMABLE and stored.get(k) != current[k]]
+    # A learning rate that decays towards the last epoch depends on which that is.
+    resumable = _RESUMABLE | ({"epochs"} if config.train.lr_schedule == "constant" else set())
+    changed = [k for k in current if k not in resumable and stored.get(k) != current[k]]
     if changed:
         details = "\n".join(f"  {k}: {stored.get(k)} → {current[k]}" for k in changed)
         raise UserError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +17,7 @@ from torch import Tensor
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.processes import Processes
 from sdpo.prompts import Prompt
-from sdpo.rewards import Reward, checked_scores
+from sdpo.rewards import PlacedReward
 from sdpo.sampler import final_images
 
 TILES = 12
@@ -56,7 +58,7 @@ def evaluate(
     policy: Policy,
     embeddings: PromptEmbeddings,
     prompts: Sequence[Prompt],
-    rewards: Mapping[str, Reward],
+    rewards: Mapping[str, PlacedReward],
     *,
     steps: Sequence[int],
     images_per_prompt: int,
@@ -79,26 +81,74 @@ def evaluate(
     texts = [everything[i].text for i in mine]
     metadata = [everything[i].metadata for i in mine]
     result = Evaluation([p.text for p in everything], image_seeds, {name: {} for name in rewards})
-    for count in steps:
-        denoiser = policy.backbone.denoiser(count, eta)
-        images = final_images(policy, denoiser, embeddings, texts, mine, micro_batch)
-        for name, reward in rewards.items():
-            values = checked_scores(name, reward, images, texts, metadata).tolist()
-            gathered = dict(processes.gather(list(zip(mine, values, strict=True))))
-            result.scores[name][count] = [gathered[i] for i in image_seeds]
-        shown = [(i, (image * 255).round().byte().cpu()) for i, image in zip(mine, images, strict=True) if i < TILES]
-        tiles = dict(processes.gather(shown))
-        result.tiles[count] = torch.stack([tiles[i] for i in sorted(tiles)]).permute(0, 2, 3, 1)
+    with contextlib.ExitStack() as stack:
+        for reward in rewards.values():
+            stack.enter_context(reward.resident())
+        for count in steps:
+            denoiser = policy.backbone.denoiser(count, eta)
+            scores: dict[str, list[float]] = {name: [] for name in rewards}
+            shown: list[tuple[int, Tensor]] = []
+            done = 0
+            for images in final_images(policy, denoiser, embeddings, texts, mine, micro_batch):
+                rows = slice(done, done + len(images))
+                done = rows.stop
+                for name, reward in rewards.items():
+                    scores[name] += reward(images, texts[rows], metadata[rows]).tolist()
+                pixels = zip(mine[rows], images, strict=True)
+                shown += [(i, (image * 255).round().byte().cpu()) for i, image in pixels if i < TILES]
+            for name, values in scores.items():
+                gathered = dict(processes.gather(list(zip(mine, values, strict=True))))
+                result.scores[name][count] = [gathered[i] for i in image_seeds]
+            tiles = dict(processes.gather(shown))
+            result.tiles[count] = torch.stack([tiles[i] for i in sorted(tiles)]).permute(0, 2, 3, 1)
     return result
+
+
+def weighted_gain(base: Evaluation, now: Evaluation, weights: Mapping[str, float]) -> float:
+    """How much better the weighted rewards are than the base model's, in the base's standard deviations.
+
+    The mean over step counts and over the images that both evaluations have; comparable within a run, whatever the
+    rewards' scales are.
+    """
+    total = 0.0
+    for name, weight in weights.items():
+        for steps, before in base.scores[name].items():
+            old, new = torch.tensor(before, dtype=torch.float64), torch.tensor(now.scores[name][steps])
+            count = min(len(old), len(new))
+            spread = old.std(correction=0).item() + 1e-8
+            total += weight * (new[:count] - old[:count]).mean().item() / spread / len(base.scores[name])
+    return total
+
+
+def read_scores(run_dir: Path, epoch: int) -> Evaluation | None:
+    """An evaluation that was written, without its images; None if there is none."""
+    path = _record(run_dir, epoch)
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    scores = {name: {int(s): values for s, values in by.items()} for name, by in record["scores"].items()}
+    return Evaluation(record["prompts"], record["seeds"], scores)
+
+
+def discard_after(run_dir: Path, epoch: int) -> None:
+    """Delete the evaluations of later epochs, which a run that goes on from `epoch` makes again."""
+    for path in (run_dir / "evaluation").glob("epoch_*"):
+        if int(path.stem.removeprefix("epoch_")) > epoch:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _record(run_dir: Path, epoch: int) -> Path:
+    return run_dir / "evaluation" / f"epoch_{epoch:04d}.json"
 
 
 def write_evaluation(evaluation: Evaluation, run_dir: Path, epoch: int, extra: dict[str, Any]) -> None:
     """Write `evaluation/epoch_NNNN.json` and its strips of images."""
-    folder = run_dir / "evaluation" / f"epoch_{epoch:04d}"
+    target = _record(run_dir, epoch)
+    folder = target.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     for steps, tiles in evaluation.tiles.items():
         Image.fromarray(torch.cat(list(tiles), dim=1).numpy()).save(folder / f"steps_{steps}.png")
     record = {"epoch": epoch, **extra, **evaluation.as_json()}
-    temporary = folder.with_suffix(".tmp")
+    temporary = target.with_suffix(".tmp")
     temporary.write_text(json.dumps(record), encoding="utf-8")
-    temporary.replace(folder.with_suffix(".json"))
+    temporary.replace(target)

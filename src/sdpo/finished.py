@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -16,9 +17,10 @@ from sdpo.evaluation import Evaluation, evaluate
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.processes import Processes
 from sdpo.prompts import load_prompts
+from sdpo.report.stats import paired_gain
 
 
-def open_target(target: str, processes: Processes) -> tuple[Config, Path | None]:
+def open_target(target: str) -> tuple[Config, Path | None]:
     """The configuration of a run directory, or a default one around a model; and the run's directory, if it is one.
 
     Raises:
@@ -45,14 +47,14 @@ def load_tuned(config: Config, run_dir: Path, device: torch.device) -> PipelineB
     return backbone
 
 
-def sample_target(target: str, prompt: str, steps: int, seed: int, compare: bool) -> Image.Image:
+def sample_target(target: str, prompt: str, steps: int, seed: int, compare: bool, device: str = "auto") -> Image.Image:
     """One image, or base and tuned side by side.
 
     Raises:
         UserError: if the target cannot be loaded, or steps is out of its schedule.
     """
-    processes = Processes()
-    config, run_dir = open_target(target, processes)
+    processes = Processes(device)
+    config, run_dir = open_target(target)
     models = []
     if run_dir is None or compare:
         models.append(build.build_backbone(config, processes.device))
@@ -69,7 +71,12 @@ def sample_target(target: str, prompt: str, steps: int, seed: int, compare: bool
 
 
 def evaluate_target(
-    target: str, steps: list[int], prompts: str | None, rewards: list[str] | None, images_per_prompt: int
+    target: str,
+    steps: list[int],
+    prompts: str | None,
+    rewards: list[str] | None,
+    images_per_prompt: int,
+    device: str = "auto",
 ) -> tuple[dict[str, Any], Path | None]:
     """Scores of the base model and, for a run, of the tuned one on the same prompts and seeds.
 
@@ -79,8 +86,8 @@ def evaluate_target(
     Raises:
         UserError: if something cannot be loaded, or a reward fails.
     """
-    processes = Processes()
-    config, run_dir = open_target(target, processes)
+    processes = Processes(device)
+    config, run_dir = open_target(target)
     names = rewards or [*config.rewards, *([config.evaluate.judge] if config.evaluate.judge else [])]
     callables = build.load_rewards(config, names, processes.device)
     chosen = load_prompts(prompts if prompts is not None else config.prompts.train)
@@ -110,13 +117,12 @@ def evaluate_target(
     return result, run_dir / "evaluation.json"
 
 
-def _gain(base: Evaluation, tuned: Evaluation, name: str, steps: int) -> dict[str, float]:
+def _gain(base: Evaluation, tuned: Evaluation, name: str, steps: int) -> dict[str, float | None]:
     """Means and the paired gain with its standard error."""
-    gains = torch.tensor(tuned.scores[name][steps]) - torch.tensor(base.scores[name][steps])
-    error = gains.std().item() / len(gains) ** 0.5 if len(gains) > 1 else 0.0
+    gain = paired_gain(np.array(base.scores[name][steps]), np.array(tuned.scores[name][steps]))
     return {
         "base": base.mean(name, steps),
         "tuned": tuned.mean(name, steps),
-        "gain": gains.mean().item(),
-        "standard_error": error,
+        "gain": gain.mean,
+        "standard_error": gain.standard_error if gain.images > 1 else None,
     }

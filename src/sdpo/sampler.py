@@ -83,13 +83,15 @@ def final_images(
     prompts: Sequence[str],
     image_seeds: Sequence[int],
     micro_batch: int,
-) -> Tensor:
-    """Images of single trajectories on fixed seeds, decoded from the last step's x̂; float32 [N, 3, H, W] in [0, 1].
+) -> Iterator[Tensor]:
+    """Images of N single trajectories on fixed seeds, decoded from the last step's x̂.
 
     Image i depends on prompts[i], image_seeds[i] and the weights alone.
+
+    Yields:
+        float32 [n, 3, H, W] in [0, 1], n at most `micro_batch`, in order.
     """
     shape, device = policy.backbone.latent_shape, policy.backbone.device
-    images = []
     for rows in _slices(len(prompts), micro_batch):
         conditioning = embeddings(prompts[rows])
         index = image_seeds[rows]
@@ -100,8 +102,7 @@ def final_images(
         start = seeds.normal(shape, [(i, "image", "start") for i in index]).to(device)
         for transition, _ in _walk(policy, denoiser, start, conditioning, noise):
             last = transition.x0
-        images.append(policy.backbone.decode(last))
-    return torch.cat(images)
+        yield policy.backbone.decode(last)
 
 
 def _walk(

@@ -14,7 +14,7 @@ from torch import Tensor
 from sdpo.algorithms.base import RewardPlan
 from sdpo.backbones import Backbone
 from sdpo.dense import query_steps, spread_rewards
-from sdpo.rewards import PlacedReward, Reward, checked_scores
+from sdpo.rewards import PlacedReward, Reward
 from sdpo.types import Trajectories
 
 
@@ -30,7 +30,7 @@ class RewardMix:
     """
 
     def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
-        self.rewards = dict(rewards)
+        self.rewards = {n: r if isinstance(r, PlacedReward) else PlacedReward(n, r) for n, r in rewards.items()}
         self.weights = dict(weights)
         # Count, mean and sum of squared deviations (Welford), in float64.
         self._moments = {name: torch.zeros(3, dtype=torch.float64) for name in rewards}
@@ -46,11 +46,11 @@ class RewardMix:
         """
         background, found = {}, {}
         for name, reward in self.rewards.items():
-            if getattr(reward, "remote", False):
-                background[name] = self._pool.submit(checked_scores, name, reward, images.cpu(), prompts, metadata)
+            if reward.remote:
+                background[name] = self._pool.submit(reward, images.cpu(), prompts, metadata)
         for name, reward in self.rewards.items():
-            if name not in background:
-                found[name] = checked_scores(name, reward, images, prompts, metadata)
+            if not reward.remote:
+                found[name] = reward(images, prompts, metadata)
         device = images.device  # the images themselves need not wait
 
         def wait() -> dict[str, Tensor]:
@@ -64,8 +64,7 @@ class RewardMix:
         """A context in which offloaded reward models stay on their device."""
         with contextlib.ExitStack() as stack:
             for reward in self.rewards.values():
-                if isinstance(reward, PlacedReward):
-                    stack.enter_context(reward.resident())
+                stack.enter_context(reward.resident())
             yield
 
     def observe(self, scores: Mapping[str, Tensor]) -> None:
@@ -133,6 +132,7 @@ class Scorer:
         mix: the rewards.
         plan: which steps are scored.
         decode_batch: images decoded in one call.
+        batch_size: images that exist at once, and reach the rewards in one call.
         gather: collects raw scores from all processes, for running statistics.
     """
 
@@ -143,12 +143,14 @@ class Scorer:
         plan: RewardPlan,
         *,
         decode_batch: int = 32,
+        batch_size: int = 64,
         gather: Gather = lambda scores: scores,
     ) -> None:
         self._backbone = backbone
         self._mix = mix
         self._plan = plan
         self._decode_batch = decode_batch
+        self._batch_size = batch_size
         self._gather = gather
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []  # x̂, the steps asked for, and which image each is
         self._pending: list[Callable[[], dict[str, Tensor]]] = []
@@ -166,11 +168,12 @@ class Scorer:
         # Each wanted image as one number, so that coinciding steps are decoded and scored once.
         rows = torch.arange(groups * branches, device=x0.device).reshape(groups, branches, 1)
         unique, where = (rows * steps + wanted).unique(return_inverse=True)
-        latents = x0.flatten(0, 2)[unique]
-        images = torch.cat([self._backbone.decode(chunk) for chunk in latents.split(self._decode_batch)])
-        owner = (unique // (branches * steps)).tolist()
-        prompts, metadata = [part.prompts[i] for i in owner], [part.metadata[i] for i in owner]
-        self._pending.append(self._mix.start(images, prompts, metadata))
+        for chosen in unique.split(self._batch_size):
+            latents = x0.flatten(0, 2)[chosen]
+            images = torch.cat([self._backbone.decode(chunk) for chunk in latents.split(self._decode_batch)])
+            owner = (chosen // (branches * steps)).tolist()
+            prompts, metadata = [part.prompts[i] for i in owner], [part.metadata[i] for i in owner]
+            self._pending.append(self._mix.start(images, prompts, metadata))
         self._parts.append((x0, wanted, self._queries + where))
         self._queries += len(unique)
 

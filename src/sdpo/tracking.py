@@ -69,12 +69,13 @@ class Trackers:
     def log(self, row: dict[str, Any]) -> None:
         """Log an epoch."""
         if self._accelerator is not None:
-            self._accelerator.log(row, step=row["epoch"])
+            known = {name: value for name, value in row.items() if value is not None}
+            self._accelerator.log(known, step=row["epoch"])
 
     def close(self) -> None:
-        """Finish."""
-        if self._accelerator is not None:
-            self._accelerator.end_training()
+        """Finish; the processes' group stays, which `Accelerator.end_training` would end."""
+        for tracker in self._accelerator.trackers if self._accelerator is not None else []:
+            tracker.finish()
 
 
 class ProgressBar:

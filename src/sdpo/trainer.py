@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from sdpo import build, seeds
-from sdpo.backbones import wrap_pipeline
 from sdpo.checkpoint import Checkpoint, CheckpointStore
 from sdpo.config import Config, check_same_run
-from sdpo.errors import DivergenceError
-from sdpo.evaluation import Evaluation, evaluate, write_evaluation
+from sdpo.errors import DivergenceError, UserError
+from sdpo.evaluation import Evaluation, discard_after, evaluate, read_scores, weighted_gain, write_evaluation
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.processes import Processes
 from sdpo.prompts import Prompt, load_prompts
@@ -57,6 +56,8 @@ class Trainer:
             config = config.model_copy(update={"prompts": sections})
         if reward is not None:
             config = config.model_copy(update={"rewards": {getattr(reward, "__name__", type(reward).__name__): 1.0}})
+        if pipeline is not None:
+            config = config.model_copy(update={"model": build.describe_pipeline(config.model, pipeline)})
         self.config = config
         self.algorithm = config.build_algorithm()
         self.prompts = load_prompts(config.prompts.train)
@@ -68,16 +69,12 @@ class Trainer:
         device = self.processes.device
         build.check_processes(config, self.processes.count)
         self.run_dir = build.prepare_run_dir(config, "runs/latest")
-        size = (config.model.height, config.model.width)
-        self.backbone = (
-            wrap_pipeline(pipeline, device, size) if pipeline is not None else build.build_backbone(config, device)
-        )
+        self.backbone = build.build_backbone(config, device, pipeline)
         self.denoiser = self.backbone.denoiser(config.sample.num_steps, config.sample.eta)
         for count in config.evaluate.steps:
             self.backbone.denoiser(count, config.sample.eta)
         build.prepare_training(self.backbone, config)
-        (name, *_) = config.rewards
-        own = {name: reward} if reward is not None else None
+        own = {next(iter(config.rewards)): reward} if reward is not None else None
         rewards = build.load_rewards(config, config.rewards, device, own)
         self.mix = RewardMix(rewards, config.rewards)
         self.evaluation_rewards = {**rewards, **build.load_rewards(config, [judge] if judge else [], device)}
@@ -89,6 +86,7 @@ class Trainer:
             self.run_dir / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_best
         )
         self.metrics = MetricsFile(self.run_dir / "metrics.jsonl")
+        self.base: Evaluation | None = None  # before the first epoch
         self.counters: dict[str, float] = {"images": 0, "reward_queries": 0, "denoiser_evaluations": 0, "seconds": 0.0}
         self.epoch = 0
 
@@ -101,21 +99,36 @@ class Trainer:
             The path of the report.
 
         Raises:
-            UserError: a reward failed, the loss diverged, or the disk did; the last checkpoint stays.
+            UserError: a reward failed, the loss diverged, the disk or the memory is full; the last checkpoint stays.
         """
+        try:
+            return self._train()
+        except OSError as error:
+            raise UserError(
+                f"a file cannot be read or written: {error}. Checkpoints in {self.store.root} are intact: mend it and "
+                "repeat the command to resume."
+            ) from error
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory: {str(error).splitlines()[0]}\n{build.memory_knobs(self.config)}"
+            ) from error
+
+    def _train(self) -> Path:
         self._resume()
         trackers = Trackers(
             self.config.trackers if self.processes.is_main else [], self.run_dir, self.config.model_dump()
         )
-        if self.epoch == 0:
-            self._evaluate(0)
-        with ProgressBar(self.config.epochs, self.epoch) as progress:
-            while self.epoch < self.config.epochs:
-                row = self.train_epoch()
-                trackers.log(row)
-                progress.advance(row)
-        trackers.close()
-        return self._finish()
+        try:
+            if self.epoch == 0:
+                self._evaluate(0)
+            with ProgressBar(self.config.epochs, self.epoch) as progress:
+                while self.epoch < self.config.epochs:
+                    row = self.train_epoch()
+                    trackers.log(row)
+                    progress.advance(row)
+            return self._finish()
+        finally:
+            trackers.close()
 
     def train_epoch(self) -> dict[str, Any]:
         """One epoch; returns its row of metrics."""
@@ -144,6 +157,7 @@ class Trainer:
             self.mix,
             self.algorithm.reward_plan,
             decode_batch=self.config.scoring.decode_batch,
+            batch_size=self.config.scoring.batch_size,
             gather=self._gather_scores,
         )
         parts = []
@@ -198,8 +212,9 @@ class Trainer:
         groups, branches, steps = trajectories.log_prob.shape
         settings = self.updater.settings
         visited = settings.optimizer_steps(groups, steps) * settings.batch_size * branches
+        passes = visited * (2 if settings.kl_weight > 0 else 1)  # the second is the base model's
         added = torch.tensor(
-            [groups * branches, scores.queries, groups * branches * steps + visited], dtype=torch.float64
+            [groups * branches, scores.queries, groups * branches * steps + passes], dtype=torch.float64
         )
         images, queries, evaluations = (self.processes.mean(added) * self.processes.count).tolist()
         self.counters["images"] += int(images)
@@ -210,12 +225,12 @@ class Trainer:
         for name, value in update.items():
             row[f"train/{name}"] = value.item()
         row["train/learning_rate"] = self.updater.optimizer.param_groups[0]["lr"]
-        first = scores.first if scores.first is not None else scores.last
-        row["reward/first_step"] = self.processes.mean(first.mean()).item()
+        # The plan `final` never looks at the first step's image.
+        row["reward/first_step"] = None if scores.first is None else self.processes.mean(scores.first.mean()).item()
         row["reward/last_step"] = self.processes.mean(scores.last.mean()).item()
         for name, value in scores.raw.items():
             row[f"reward/{name}"] = self.processes.mean(value).item()
-        bad = [name for name, value in row.items() if not math.isfinite(value)]
+        bad = [name for name, value in row.items() if value is not None and not math.isfinite(value)]
         if bad:
             kept = self.store.epochs()
             last = f"The checkpoint of epoch {kept[-1]} is intact" if kept else "No checkpoint had been written"
@@ -258,9 +273,14 @@ class Trainer:
                     **options,
                 )
                 extra["unseen"] = unseen.as_json()
+        if epoch == 0:
+            self.base = found
         if self.processes.is_main:
             write_evaluation(found, self.run_dir, epoch, extra)
-        return found.metrics()
+        row = found.metrics()
+        if self.base is not None:
+            row["eval_gain"] = weighted_gain(self.base, found, self.config.rewards)
+        return row
 
     def _averaged_weights(self) -> contextlib.AbstractContextManager[Any]:
         return self.updater.ema.applied() if self.updater.ema is not None else contextlib.nullcontext()
@@ -268,12 +288,15 @@ class Trainer:
     # -- start, stop and resume ----------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        epochs = self.store.epochs()
-        if epochs:
+        last = self.processes.broadcast(max(self.store.epochs(), default=None))
+        if last is not None:
             check_same_run(self.config, self.run_dir / "config.yaml")
-            self._restore(self.store.load(epochs[-1]))
+            self._restore(self.store.load(last))
+            self.base = read_scores(self.run_dir, 0)
+        self.processes.barrier()  # all have read what the first process now writes
         if self.processes.is_main:
-            (self.run_dir / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
+            discard_after(self.run_dir, self.epoch)
+            build.write_whole(self.run_dir / "config.yaml", self.config.to_yaml())
             build.write_environment(self.run_dir / "environment.json", self.backbone.device, self.processes.count)
             self.metrics.start(self.epoch)
 
@@ -281,7 +304,6 @@ class Trainer:
         if not self.processes.is_main:
             return
         parameters, ema = self.backbone.trainable_parameters(), self.updater.ema
-        scores = [v for k, v in row.items() if k.rsplit("/", 1)[0] in {f"eval/{n}" for n in self.config.rewards}]
         self.store.save(
             Checkpoint(
                 epoch=self.epoch,
@@ -293,7 +315,7 @@ class Trainer:
                     "mix": self.mix.state_dict(),
                     "counters": dict(self.counters),
                 },
-                score=sum(scores) / len(scores) if scores else None,
+                score=row.get("eval_gain"),
             )
         )
 

@@ -18,6 +18,13 @@ from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.sampler import branch_conditioning
 from sdpo.types import StepBatch, Trajectories
 
+_BUCKET = 2**24  # gradient elements averaged over processes in one call
+
+
+def alone(tensor: Tensor) -> Tensor:
+    """The average over all processes, where there is one."""
+    return tensor
+
 
 @dataclass(frozen=True)
 class UpdateSettings:
@@ -26,7 +33,7 @@ class UpdateSettings:
     Attributes:
         batch_size: groups an optimizer step.
         micro_batch: groups a network call; changes speed and memory only.
-        inner_epochs: passes over the trajectories.
+        inner_epochs: passes over the trajectories, each with its own order of steps; batches keep their members.
         timestep_fraction: share of each trajectory's shuffled steps that is visited.
         max_grad_norm: global gradient-norm clip.
         kl_weight: weight of KL(policy ‖ base model); 0 is off.
@@ -79,7 +86,7 @@ class Updater:
         optimizer: torch.optim.Optimizer,
         lr_schedule: torch.optim.lr_scheduler.LRScheduler,
         ema: EMA | None = None,
-        all_reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        all_reduce: Callable[[Tensor], Tensor] = alone,
     ) -> None:
         self.policy = policy
         self.algorithm = algorithm
@@ -117,6 +124,7 @@ class Updater:
         groups, steps = len(trajectories.prompts), trajectories.num_steps
         visited = self.settings.visited_steps(steps)
         sums: dict[str, Tensor] = {}
+        norms: list[Tensor] = []
         count = 0
         on_policy: Tensor | None = None
         for inner in range(self.settings.inner_epochs):
@@ -130,11 +138,15 @@ class Updater:
                     if on_policy is None:
                         # Before the first update both policies are the same; what is left is rounding.
                         on_policy = deviation
-                    metrics["grad_norm"] = self._step()
+                    norm = self._step()
+                    norms += [] if norm is None else [norm]
                     count += 1
                     for name, value in metrics.items():
                         sums[name] = sums[name] + value if name in sums else value
         means = {name: self.all_reduce(value / count) for name, value in sums.items()}
+        means["grad_norm"] = torch.stack(norms).mean() if norms else torch.tensor(math.nan)
+        if self.scaler.is_enabled():
+            means["skipped_steps"] = torch.tensor(float(count - len(norms)))
         assert on_policy is not None, "an epoch has at least one minibatch"
         means["on_policy_log_ratio"] = self.all_reduce(on_policy)
         return means
@@ -153,7 +165,8 @@ class Updater:
         """Restore them."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_schedule.load_state_dict({**state["lr_schedule"], "lr_lambdas": [None]})
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run so far needed no scaling
+            self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.count = state["ema_count"]
 
@@ -223,21 +236,46 @@ class Updater:
         )
         return batch, kl
 
-    def _step(self) -> Tensor:
-        """Average gradients over processes, clip, step; returns the gradient norm before clipping."""
+    def _step(self) -> Tensor | None:
+        """Average gradients over processes, clip, step.
+
+        Returns:
+            The gradient norm before clipping; None where scaled float16 gradients overflowed, which skips the step and
+            lowers the scale, as is usual now and then.
+        """
+        self._average_gradients()  # while scaled, so that all processes see an overflow of any
         self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        flat = self.all_reduce(torch.cat([g.flatten() for g in gradients]))
-        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.lr_schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler.get_scale() < scale:
+            return None
+        self.lr_schedule.step()
         if self.ema is not None:
             self.ema.update()
         return norm.detach()
+
+    def _average_gradients(self) -> None:
+        """Over all processes, in buckets: few calls, little memory besides."""
+        if self.all_reduce is alone:
+            return
+        bucket: list[Tensor] = []
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                bucket.append(parameter.grad)
+            if sum(g.numel() for g in bucket) >= _BUCKET:
+                self._average(bucket)
+                bucket = []
+        self._average(bucket)
+
+    def _average(self, gradients: list[Tensor]) -> None:
+        if not gradients:
+            return
+        flat = self.all_reduce(torch.cat([g.flatten() for g in gradients]))
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
 
 class EMA:

@@ -139,11 +139,21 @@ def test_log_ratio_is_exactly_zero_at_equal_batch_sizes(tiny_pipeline: Path, tmp
     assert guided.train_epoch()["train/on_policy_log_ratio"] == 0.0
 
 
-def test_a_run_that_was_stopped_resumes_to_the_same_weights(tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_resumes_to_the_same_weights(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Trainer(config(tiny_pipeline, tmp_path / "whole")).train()
     stopped = Trainer(config(tiny_pipeline, tmp_path / "parts"))
-    stopped._resume()
-    stopped.train_epoch()
+    scoring = stopped.mix.start
+
+    def interrupt(*arguments: Any) -> Any:
+        if stopped.epoch == 1:
+            raise KeyboardInterrupt
+        return scoring(*arguments)
+
+    monkeypatch.setattr(stopped.mix, "start", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
     # A row without its checkpoint, as a killed process leaves it.
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "half": ')

@@ -2,65 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from plane import Plane
+from torch import Tensor
 
 from sdpo.advantages import PairNormalizer, StepwiseNormalizer
 from sdpo.algorithms import SDPO
-from sdpo.backbones import Backbone, Conditioning
-from sdpo.denoisers import DDIM
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.prompts import Prompt
 from sdpo.returns import discounted_returns
 from sdpo.sampler import final_images, rollout
 from sdpo.scoring import RewardMix, Scorer
 from sdpo.update import Updater, UpdateSettings
-
-ALPHAS = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()).cumprod(0)
-
-
-class Analytic(nn.Module):
-    """The exact denoiser of N(0, I) data, E[x0 | x_t] = √ᾱ x_t, plus a learnable shift of the data's mean."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shift = nn.Parameter(torch.zeros(2, 1, 1))
-
-    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        alpha = ALPHAS[timesteps].float().reshape(-1, 1, 1, 1)
-        return alpha.sqrt() * x + (1 - alpha) * self.shift
-
-
-class Plane(Backbone):
-    """Latents and "images" are points of the plane."""
-
-    def __init__(self) -> None:
-        self.network_module = Analytic()
-        self.latent_shape = (2, 1, 1)
-        self.device = torch.device("cpu")
-
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        return {"nothing": torch.zeros(len(prompts), 1)}
-
-    def network(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        return self.network_module(latents, timesteps)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents
-
-    def denoiser(self, num_steps: int, eta: float) -> DDIM:
-        return DDIM(ALPHAS, num_steps, "sample", eta)
-
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.network_module.named_parameters())
-
-    @contextlib.contextmanager
-    def reference(self) -> Iterator[None]:
-        yield
 
 
 def closeness(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
@@ -71,7 +26,7 @@ def rewards_by_steps(policy: Policy) -> dict[int, float]:
     found = {}
     for steps in (1, 2, 4, 8):
         denoiser = policy.backbone.denoiser(steps, 1.0)
-        images = final_images(policy, denoiser, PromptEmbeddings(policy.backbone), ["x"] * 200, range(200), 200)
+        (images,) = final_images(policy, denoiser, PromptEmbeddings(policy.backbone), ["x"] * 200, range(200), 200)
         found[steps] = closeness(images, [], []).mean().item()
     return found
 

@@ -70,7 +70,7 @@ class PipelineBackbone(Backbone):
             rank: LoRA rank.
             alpha: LoRA alpha; the update is scaled by alpha / rank.
             targets: suffixes of module names; None is the attention projections.
-            path: a diffusers LoRA folder or file to start from.
+            path: a LoRA folder or file to start from, of the same rank and alpha; its own targets are trained.
 
         Raises:
             UserError: if no module has such a name, or the LoRA cannot be loaded.
@@ -82,7 +82,11 @@ class PipelineBackbone(Backbone):
 
     @abstractmethod
     def load_lora(self, path: Path) -> None:
-        """Attach a finished LoRA for sampling, by diffusers' own loader."""
+        """Attach a finished LoRA for sampling, by diffusers' own loader.
+
+        Raises:
+            UserError: if it is none of this model's.
+        """
 
     @abstractmethod
     def save(self, run_dir: Path) -> Path:

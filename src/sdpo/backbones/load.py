@@ -60,7 +60,7 @@ def load_backbone(
             dtype=dtype,
             use_safetensors=True,
             local_files_only=local.is_dir(),
-            **({"safety_checker": None} if local.is_dir() else {}),
+            safety_checker=None,  # it would black out images, and training has no use for it
         )
     except Exception as error:  # whatever the hub or a damaged file raised: the user needs one message, with the cause
         raise UserError(_loading_failed(path, revision, local.is_dir(), error)) from error

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
-from peft.utils import set_peft_model_state_dict
 from torch import Tensor, nn
 
 from sdpo.backbones.base import Conditioning, PipelineBackbone
@@ -84,26 +83,35 @@ class StableDiffusion(PipelineBackbone):
     def train_lora(self, rank: int, alpha: float, targets: Sequence[str] | None, path: str | None = None) -> None:
         """See `PipelineBackbone.train_lora`."""
         unet = self.pipeline.unet
-        config = LoraConfig(
-            r=rank, lora_alpha=alpha, target_modules=list(targets or ATTENTION), init_lora_weights="gaussian"
-        )
-        try:
-            unet.add_adapter(config, adapter_name=ADAPTER)
-        except ValueError as error:
-            raise UserError(f"lora.targets: {error}") from error
         if path is not None:
+            self._continue_lora(path, rank, alpha)
+        else:
+            config = LoraConfig(
+                r=rank, lora_alpha=alpha, target_modules=list(targets or ATTENTION), init_lora_weights="gaussian"
+            )
             try:
-                state, *_ = self.pipeline.lora_state_dict(path)
-                unet_state = {k.removeprefix("unet."): v for k, v in state.items() if k.startswith("unet.")}
-                result = set_peft_model_state_dict(unet, unet_state, adapter_name=ADAPTER)
-            except Exception as error:  # missing file, damaged file, wrong shapes: one message
-                raise UserError(f"lora.path: {path} cannot be loaded as a LoRA of rank {rank}: {error}") from error
-            if result.unexpected_keys:
-                raise UserError(f"lora.path: {path} has weights for other modules, such as {result.unexpected_keys[0]}")
-        for parameter in unet.parameters():
-            if parameter.requires_grad:
+                unet.add_adapter(config, adapter_name=ADAPTER)
+            except ValueError as error:
+                raise UserError(f"lora.targets: {error}") from error
+        for name, parameter in unet.named_parameters():
+            if ".lora_" in name:
                 parameter.data = parameter.data.float()
-        self._lora_config = config
+                parameter.requires_grad_(True)
+        self._lora_config = unet.peft_config[ADAPTER]
+
+    def _continue_lora(self, path: str, rank: int, alpha: float) -> None:
+        """Attach a LoRA by diffusers' loader, which knows its targets, rank and alpha; the settings must agree."""
+        self.load_lora(Path(path))
+        if any(".lora_" in name for name, _ in self.pipeline.text_encoder.named_parameters()):
+            raise UserError(f"lora.path: {path} has weights for the text encoder, which is not trained")
+        found = getattr(self.pipeline.unet, "peft_config", {}).get(ADAPTER)
+        if found is None:
+            raise UserError(f"lora.path: {path} has no weights for the denoising network")
+        if (found.r, found.lora_alpha) != (rank, alpha):
+            raise UserError(
+                f"lora.path: {path} has rank {found.r} and alpha {found.lora_alpha:g}, the settings rank {rank} and "
+                f"alpha {alpha:g}: set lora.rank={found.r} lora.alpha={found.lora_alpha:g}"
+            )
 
     def train_all(self) -> None:
         """See `PipelineBackbone.train_all`."""
@@ -157,7 +165,13 @@ class StableDiffusion(PipelineBackbone):
 
     def load_lora(self, path: Path) -> None:
         """See `PipelineBackbone.load_lora`."""
-        self.pipeline.load_lora_weights(str(path), adapter_name=ADAPTER)
+        if not path.exists():
+            raise UserError(f"there is no LoRA file or folder {path}")
+        try:
+            self.pipeline.load_lora_weights(str(path), adapter_name=ADAPTER, use_safetensors=True)
+        except Exception as error:  # a damaged file, other shapes, no LoRA at all: one message
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"the LoRA {path} cannot be loaded onto this model: {reason}") from error
 
     def generate(
         self, prompts: Sequence[str], num_steps: int, seeds: Sequence[int], guidance_scale: float

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sdpo.environment import check_torchvision
 from sdpo.errors import UserError
@@ -111,14 +111,29 @@ def load_reward(name: str, device: str = "cpu", options: Mapping[str, Any] | Non
         if options:
             raise UserError(f"reward_options: {name!r} is a function: only classes take options")
         return found
+    if name in REWARDS:
+        _check_choices(name, found, options)
     try:
         reward: Any = found(device=device, **options) if name in REWARDS else found(**options)
-    except TypeError as error:
+    except UserError:
+        raise
+    except Exception as error:  # the class may be the user's: building it can raise anything
         given = ", ".join(options) or "none"
-        raise UserError(f"reward {name!r} cannot be built with the options given ({given}): {error}") from error
+        raise UserError(
+            f"reward {name!r} cannot be built with the options given ({given}): {type(error).__name__}: {error}"
+        ) from error
     if not callable(reward):
         raise UserError(f"rewards: instances of {name!r} cannot be called with (images, prompts, metadata)")
     return reward  # type: ignore[no-any-return]
+
+
+def _check_choices(name: str, found: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse a value that an option's `Literal` annotation does not list."""
+    hints = get_type_hints(vars(found)["__init__"] if isinstance(found, type) and "__init__" in vars(found) else found)
+    for key, value in options.items():
+        if get_origin(hints.get(key)) is Literal and value not in get_args(hints[key]):
+            choices = ", ".join(map(str, get_args(hints[key])))
+            raise UserError(f"reward_options.{name}.{key} must be one of {choices}, not {value!r}")
 
 
 __all__ = [

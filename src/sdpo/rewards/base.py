@@ -46,10 +46,10 @@ def resolve(name: str, registry: dict[str, str]) -> Callable[..., Any]:
     module_name, _, attribute = target.partition(":") if ":" in target else target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the module is the user's: importing it can raise anything
         raise UserError(
-            f"rewards: {name!r} cannot be imported ({error}). A dotted path names a module on the Python path "
-            "and a callable in it: my_module:my_reward."
+            f"rewards: {name!r} cannot be imported ({type(error).__name__}: {error}). A dotted path names a module on "
+            "the Python path and a callable in it: my_module:my_reward."
         ) from error
     if not callable(found):
         raise UserError(f"rewards: {name!r} is a {type(found).__name__}, not a callable (images, prompts, metadata).")
@@ -110,7 +110,7 @@ class PlacedReward:
     """
 
     def __init__(
-        self, name: str, reward: Reward, batch_size: int, device: torch.device | str, offload: bool = False
+        self, name: str, reward: Reward, batch_size: int = 64, device: torch.device | str = "cpu", offload: bool = False
     ) -> None:
         self.name = name
         self.reward = reward

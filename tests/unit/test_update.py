@@ -1,0 +1,195 @@
+"""The update: what each pass visits, what each setting does to the weights, and what an overflow does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from plane import Plane
+from torch import Tensor
+
+from sdpo.algorithms import SDPO, Algorithm
+from sdpo.algorithms.base import Credit, RewardPlan
+from sdpo.policy import Policy, PromptEmbeddings
+from sdpo.prompts import Prompt
+from sdpo.sampler import rollout
+from sdpo.types import LossOutput, StepBatch, Trajectories
+from sdpo.update import EMA, Updater, UpdateSettings, warmup_decay
+
+T = 4
+
+
+@dataclass(frozen=True)
+class Recording(Algorithm):
+    """Pulls log-probabilities down; remembers steps and old log-probabilities, which tell the samples apart."""
+
+    seen: list[tuple[list[int], Tensor]]
+    branches: int = 2
+    reward_plan: RewardPlan = "all"
+    discount: float = 1.0
+    credit: Credit = "step"
+
+    def loss(self, batch: StepBatch) -> LossOutput:
+        self.seen.append((batch.step_index.tolist(), batch.old_log_prob))
+        loss = batch.log_prob.mean()
+        return LossOutput(loss, {"loss": loss.detach()})
+
+
+def sampled(policy: Policy, groups: int = 6) -> Trajectories:
+    prompts = [Prompt("x")] * groups
+    parts = rollout(
+        policy, policy.backbone.denoiser(T, 1.0), PromptEmbeddings(policy.backbone), prompts, range(groups),
+        seed=0, epoch=1, branches=2, micro_batch=groups,
+    )  # fmt: skip
+    return Trajectories.concatenate(list(parts))
+
+
+def make(algorithm: Algorithm | None = None, lr: float = 0.1, ema: float | None = None, **settings: Any) -> Updater:
+    policy = Policy(Plane())
+    parameters = list(policy.backbone.trainable_parameters().values())
+    optimizer = torch.optim.SGD(parameters, lr=lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    given = UpdateSettings(**{"batch_size": 3, "micro_batch": 3, "max_grad_norm": 1e9, **settings})
+    average = EMA(parameters, ema) if ema is not None else None
+    return Updater(policy, algorithm or Recording([]), given, optimizer, schedule, average)
+
+
+def run(updater: Updater, epoch: int = 1, advantage: float = 0.0) -> dict[str, Tensor]:
+    trajectories = sampled(updater.policy)
+    advantages = torch.full(trajectories.log_prob.shape, advantage)
+    denoiser = updater.policy.backbone.denoiser(T, 1.0)
+    return updater.run(trajectories, advantages, denoiser, PromptEmbeddings(updater.policy.backbone), epoch)
+
+
+def orders(epoch: int = 1, **settings: Any) -> list[list[int]]:
+    """The steps that each of six samples went through, in order."""
+    seen: list[tuple[list[int], Tensor]] = []
+    updater = make(Recording(seen), lr=0.0, **settings)
+    run(updater, epoch)
+    trajectories = sampled(updater.policy)
+    visited: list[list[int]] = [[] for _ in range(6)]
+    for steps, old in seen:
+        for step, row in zip(steps, old, strict=True):
+            (owner,) = (trajectories.log_prob[:, :, step] == row).all(1).nonzero().flatten().tolist()
+            visited[owner].append(step)
+    return visited
+
+
+def test_every_sample_visits_every_step_once_in_an_order_of_its_own() -> None:
+    first, second = orders(epoch=1), orders(epoch=2)
+    assert all(sorted(order) == list(range(T)) for order in [*first, *second])
+    assert len({tuple(order) for order in first}) > 1, "all samples share one order"
+    assert first != second, "the order does not change from epoch to epoch"
+    assert orders(step_shuffle=False) == [list(range(T))] * 6
+
+
+def test_a_fraction_of_the_steps_and_several_passes() -> None:
+    halves = orders(timestep_fraction=0.5)
+    assert all(len(set(order)) == 2 == len(order) for order in halves)
+    twice = orders(inner_epochs=2)
+    assert all(sorted(order[:T]) == sorted(order[T:]) == list(range(T)) for order in twice)
+    assert any(order[:T] != order[T:] for order in twice)
+    assert all(sorted(order) == list(range(T - 1)) for order in orders(last_step=False))
+
+
+def test_optimizer_steps_are_counted_right() -> None:
+    for settings in ({}, {"inner_epochs": 3}, {"timestep_fraction": 0.5}, {"batch_size": 6}, {"last_step": False}):
+        updater = make(**settings)
+        run(updater)
+        assert updater.lr_schedule.last_epoch == updater.settings.optimizer_steps(6, T), settings
+
+
+def shift(updater: Updater) -> Tensor:
+    return updater.parameters[0].detach().clone()
+
+
+def test_the_gradient_norm_is_clipped_and_reported_before_clipping() -> None:
+    updater = make(lr=1.0, max_grad_norm=1e-3, batch_size=6, micro_batch=6, timestep_fraction=0.25)
+    norm = run(updater)["grad_norm"]
+    assert norm > 1e-2
+    assert shift(updater).norm() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_kl_term_pulls_the_policy_to_the_base_model() -> None:
+    moved = {}
+    for weight in (0.0, 1.0):
+        updater = make(SDPO(clip_range=0.0), lr=0.05, kl_weight=weight)
+        with torch.no_grad():
+            updater.parameters[0].fill_(0.5)
+        metrics = run(updater)  # advantages of 0 and log-ratios of 0: no gradient but the KL's
+        moved[weight] = (shift(updater) - 0.5).mean().item()
+        assert ("kl_to_base" in metrics) == (weight > 0)
+    assert moved[0.0] == pytest.approx(0, abs=1e-6) and moved[1.0] < -1e-4
+    updater = make(SDPO(), kl_weight=1.0)
+    assert run(updater)["kl_to_base"] == 0, "the base model differs from itself"
+
+
+def test_the_average_follows_the_weights_and_stands_in_for_them() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    ema = EMA([parameter], decay=0.9)
+    expected = torch.zeros(3)
+    for n in range(1, 200):
+        with torch.no_grad():
+            parameter += 1
+        ema.update()
+        decay = min(0.9, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * parameter.detach()
+    assert torch.allclose(ema.average[0], expected)
+    with ema.applied():
+        assert torch.equal(parameter, ema.average[0])
+    assert torch.equal(parameter, torch.full((3,), 199.0))
+
+
+def test_learning_rate_schedules() -> None:
+    for name, expected in (
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447]),
+    ):
+        factor = warmup_decay(name, warmup_steps=2, total_steps=6)
+        assert [factor(step) for step in range(6)] == pytest.approx(expected, abs=1e-6), name
+
+
+def with_scaler(updater: Updater, scale: float) -> Updater:
+    updater.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return updater
+
+
+def test_an_overflow_of_scaled_gradients_skips_the_step_and_nothing_else() -> None:
+    plain, scaled = make(lr=1e-3, ema=0.9), with_scaler(make(lr=1e-3, ema=0.9), 2.0**8)
+    run(plain)
+    metrics = run(scaled)
+    assert metrics["skipped_steps"] == 0 and torch.allclose(shift(plain), shift(scaled), rtol=1e-4)
+
+    overflowing = with_scaler(make(lr=1e-3, ema=0.9), 2.0**127)
+    metrics = run(overflowing)
+    skipped, steps = int(metrics["skipped_steps"]), overflowing.settings.optimizer_steps(6, T)
+    assert 0 < skipped < steps
+    assert overflowing.lr_schedule.last_epoch == steps - skipped
+    assert overflowing.ema is not None and overflowing.ema.count == steps - skipped
+    assert metrics["grad_norm"].isfinite() and shift(overflowing).isfinite().all()
+
+
+def test_an_overflow_in_another_process_skips_the_step_here_too() -> None:
+    updater = with_scaler(make(lr=1e-3), 2.0**8)
+    calls = 0
+
+    def all_reduce(tensor: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return torch.full_like(tensor, float("inf")) if calls == 1 else tensor
+
+    updater.all_reduce = all_reduce
+    metrics = run(updater)
+    assert metrics["skipped_steps"] == 1
+    assert shift(updater).isfinite().all() and updater.scaler.get_scale() == 2.0**7
+
+
+def test_a_scaler_state_is_optional() -> None:
+    """A run that began where no scaling was needed goes on where it is."""
+    stored = make().state_dict()
+    resumed = with_scaler(make(), 2.0**8)
+    resumed.load_state_dict(stored)
+    assert resumed.scaler.get_scale() == 2.0**8

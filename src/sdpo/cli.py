@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -229,14 +230,14 @@ def _presets(arguments: argparse.Namespace) -> None:
 
 
 def _quiet_libraries() -> None:
-    """Keep the libraries' notes and bars away from ours; their errors still show."""
+    """Keep the libraries' notes and bars away from ours; what they cannot do they raise besides logging it."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     check_torchvision()
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
+        library.set_verbosity(logging.CRITICAL)
         library.disable_progress_bar()
 
 

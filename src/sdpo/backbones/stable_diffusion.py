@@ -170,7 +170,7 @@ class StableDiffusion(PipelineBackbone):
         try:
             self.pipeline.load_lora_weights(str(path), adapter_name=ADAPTER, use_safetensors=True)
         except Exception as error:  # a damaged file, other shapes, no LoRA at all: one message
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or type(error).__name__
             raise UserError(f"the LoRA {path} cannot be loaded onto this model: {reason}") from error
 
     def generate(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 
 from sdpo import __version__
@@ -19,6 +20,9 @@ from sdpo.config import Config, preset_names, preset_summary
 from sdpo.environment import check_torchvision
 from sdpo.errors import UserError
 from sdpo.rewards import DESCRIPTIONS
+
+if TYPE_CHECKING:
+    from sdpo.bench import Measured
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -28,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse takes positional words in one run only; overrides may also follow an option.
-    if rest and arguments.command == "train" and not any(word.startswith("-") for word in rest):
+    if rest and arguments.command in ("train", "bench") and not any(word.startswith("-") for word in rest):
         arguments.words += rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -93,19 +97,20 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("target", metavar="DIR", type=Path)
     report.set_defaults(run=_report)
 
+    bench = commands.add_parser("bench", help="time an epoch beside the bare network")
+    bench.add_argument("words", nargs="*", metavar="PRESET|FILE.yaml|section.key=value", help="default: emoji")
+    bench.add_argument("--repetitions", type=int, default=5)
+    bench.add_argument("--profile", type=Path, metavar="FILE", help="also write a trace for Perfetto")
+    bench.add_argument("-o", "--output", type=Path, help="also write JSON to this file")
+    bench.set_defaults(run=_bench)
+
     commands.add_parser("rewards", help="the rewards there are").set_defaults(run=_rewards)
     commands.add_parser("presets", help="the presets there are").set_defaults(run=_presets)
     return parser
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    sources = [w for w in arguments.words if "=" not in w]
-    if len(sources) > 1:
-        raise UserError(
-            f"train takes one preset or file, got {', '.join(sources)}; overrides look like section.key=value"
-        )
-    source = sources[0] if sources else None
-    config = Config.load(source, [w for w in arguments.words if "=" in w])
+    config, source = _config(arguments.words)
     default = f"runs/{Path(source).stem if source else 'emoji'}"
     config = config.model_copy(update={"output_dir": arguments.output_dir or config.output_dir or default})
     if arguments.dry_run:
@@ -123,6 +128,22 @@ def _train(arguments: argparse.Namespace) -> None:
         console.print(f"trained {config.epochs} epochs in {trainer.counters['seconds']:.0f} s; the report: {report}")
 
 
+def _config(words: Sequence[str]) -> tuple[Config, str | None]:
+    """The configuration that the command line describes, and the preset or file it began with."""
+    sources = [w for w in words if "=" not in w]
+    if len(sources) > 1:
+        raise UserError(f"expected one preset or file, got {', '.join(sources)}; overrides look like section.key=value")
+    source = sources[0] if sources else None
+    return Config.load(source, [w for w in words if "=" in w]), source
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written: {error}") from error
+
+
 def _evaluate(arguments: argparse.Namespace) -> None:
     _quiet_libraries()
     from sdpo.finished import evaluate_target
@@ -138,10 +159,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     )
     path = Path(arguments.output) if arguments.output else default
     if path is not None:
-        try:
-            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--output {path} cannot be written: {error}") from error
+        _write(path, json.dumps(result, indent=1) + "\n")
     console.print(_evaluation_table(result))
     if path is not None:
         console.print(f"written to {path}")
@@ -194,10 +212,7 @@ def _score(arguments: argparse.Namespace) -> None:
     device = str(Processes(arguments.device).device)
     rows = score_files(items, arguments.reward, options, arguments.batch_size, device)
     if arguments.output:
-        try:
-            Path(arguments.output).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--output {arguments.output} cannot be written: {error}") from error
+        _write(Path(arguments.output), json.dumps(rows, indent=1) + "\n")
     if arguments.json:
         print(json.dumps(rows, indent=1))
         return
@@ -216,6 +231,49 @@ def _report(arguments: argparse.Namespace) -> None:
     from sdpo.report import write_report
 
     console.print(f"written to {write_report(arguments.target)}")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    _quiet_libraries()
+    from sdpo.bench import bench
+
+    if arguments.repetitions < 1:
+        raise UserError("--repetitions must be at least 1")
+    config, _ = _config(arguments.words)
+    measured = bench(config, arguments.repetitions, arguments.profile)
+    if arguments.output:
+        _write(arguments.output, json.dumps(dataclasses.asdict(measured), indent=1) + "\n")
+    console.print(_bench_tables(measured))
+
+
+def _bench_tables(measured: Measured) -> Group:
+    count, bare, batch = measured.evaluations, measured.bare, measured.batch
+    epoch = Table(title=f"an epoch on {measured.device}, medians of {measured.repetitions}")
+    for column in ("phase", "seconds", "share"):
+        epoch.add_column(column, justify="left" if column == "phase" else "right")
+    for name, seconds in measured.phases.items():
+        epoch.add_row(name, f"{seconds:.3f}", f"{seconds / measured.epoch:.1%}")
+    epoch.add_row("epoch", f"{measured.epoch:.3f}", "", style="bold")
+    limit = Table(title="the bare network, for the same evaluations")
+    for column in ("", "number", "batch", "ms each", "seconds"):
+        limit.add_column(column, justify="left" if not column else "right")
+    for name, kind, label in (
+        ("forward", "sample", "forward"),
+        ("backward", "update", "forward + backward"),
+    ):
+        for where, size in (("same", batch[kind]), ("best", batch[name])):
+            each = bare[f"{name}_{where}"]
+            label_of = f"{label}, {'as in the run' if where == 'same' else 'at its best'}"
+            limit.add_row(label_of, str(count[name]), str(size), f"{1e3 * each:.2f}", f"{each * count[name]:.3f}")
+    for name in ("decode", "reward"):
+        limit.add_row(name, "", "", "", f"{bare[name + '_bare']:.3f}")
+    limit.add_row("limit (at its best)", "", "", "", f"{measured.limit:.3f}", style="bold")
+    line = (
+        f"epoch / limit: {measured.ratio:.3f} (median; each: {', '.join(f'{r:.3f}' for r in measured.ratios)})\n"
+        f"{measured.samples_per_second:.1f} trajectories a second; peak memory {measured.peak_bytes / 1e9:.2f} GB; "
+        f"encoding all prompts, once a run: {measured.encode:.3f} s"
+    )
+    return Group(epoch, limit, line)
 
 
 def _rewards(arguments: argparse.Namespace) -> None:

@@ -67,12 +67,16 @@ class Policy:
         """Network evaluations that one latent costs a step."""
         return 2 if self.guided else 1
 
+    def autocast(self) -> torch.autocast:
+        """The context in which the network computes."""
+        return torch.autocast(self.backbone.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
     def transition(
         self, denoiser: Denoiser, latents: Tensor, step_index: Tensor, conditioning: Conditioning
     ) -> Transition:
         """The transition of N latents [N, C, H, W], each at its own step [N]."""
         timesteps = denoiser.timesteps[step_index]
-        with torch.autocast(self.backbone.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with self.autocast():
             if self.guided:
                 n = len(latents)
                 both = {k: torch.cat([self._unconditional[k].expand_as(v), v]) for k, v in conditioning.items()}

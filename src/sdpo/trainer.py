@@ -183,8 +183,12 @@ class Trainer:
             seed=self.config.seed,
             epoch=epoch,
             branches=self.algorithm.branches,
-            micro_batch=build.micro_batch(sample.micro_batch, len(mine), self.backbone.device),
+            micro_batch=self.sample_micro_batch(len(mine)),
         )
+
+    def sample_micro_batch(self, groups: int) -> int:
+        """Groups in a network call while `groups` are sampled."""
+        return build.micro_batch(self.config.sample.micro_batch, groups, self.backbone.device)
 
     def _draw_prompt(self, epoch: int, index: int) -> Prompt:
         """Prompts go round in a new random order each time all have been used."""

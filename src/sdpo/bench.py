@@ -129,6 +129,7 @@ class _Bench:
         self.phases = Phases(self.device)
         self.images: list[Tensor] = []
         self.calls: list[tuple[Tensor, list[str], list[dict[str, Any]]]] = []
+        self.evaluations: dict[str, int] = {}
         self._instrument()
 
     def _instrument(self) -> None:
@@ -148,23 +149,31 @@ class _Bench:
         replacements: list[tuple[Any, str, Callable[..., Any]]] = [
             (self.backbone, "decode", timed("decode", remember_decode)),
             (trainer.mix, "start", timed("reward", remember_start)),
-            (trainer, "_sample_and_score", timed("sample", trainer._sample_and_score)),
+            (trainer, "_sample_and_score", timed("sample", self._counted("sample", trainer._sample_and_score))),
             (trainer, "_advantages", timed("advantage", trainer._advantages)),
-            (trainer.updater, "run", timed("update", trainer.updater.run)),
+            (trainer.updater, "run", timed("update", self._counted("update", trainer.updater.run))),
         ]
         for owner, name, function in replacements:
             setattr(owner, name, function)
 
+    def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any) -> Any:
+            before = self.policy.evaluations
+            result = function(*arguments)
+            self.evaluations[name] = self.policy.evaluations - before
+            return result
+
+        return wrapper
+
     def run(self, repetitions: int, profile: Path | None) -> Measured:
         trainer = self.trainer
-        groups = trainer.config.sample.prompts_per_epoch // trainer.processes.count
-        branches, steps = trainer.algorithm.branches, trainer.config.sample.num_steps
+        groups, branches = (
+            trainer.config.sample.prompts_per_epoch // trainer.processes.count,
+            trainer.algorithm.branches,
+        )
         settings = trainer.updater.settings
-        count = {
-            "forward": groups * branches * steps,
-            "backward": groups * branches * settings.visited_steps(steps) * settings.inner_epochs,
-        }
         self._epoch()  # warms up
+        count = {"forward": self.evaluations["sample"], "backward": self.evaluations["update"]}
         batch = {
             "sample": trainer.sample_micro_batch(groups) * branches,
             "update": settings.micro_batch * branches,
@@ -226,6 +235,7 @@ class _Bench:
     def _epoch(self) -> dict[str, float]:
         self.images.clear()
         self.calls.clear()
+        self.evaluations.clear()
         self.phases.seconds = {}
         with self.phases("bookkeeping"):  # what no other phase claims
             self.trainer.train_epoch()

@@ -150,6 +150,20 @@ def update_settings(config: Config, processes: int, device: torch.device) -> Upd
     )
 
 
+def shares_first_step(config: Config) -> bool:
+    """Whether branches, which begin at one latent, share the network evaluation of the first step.
+
+    `auto` shares where the update visits no other step: its network calls then have the same batches as those of
+    sampling, so that the log-ratio before the first update stays exactly 0.
+    """
+    setting = config.sample.share_first_step
+    return (
+        update_settings(config, 1, torch.device("cpu")).eligible_steps(config.sample.num_steps) == 1
+        if (setting == "auto")
+        else setting
+    )
+
+
 def build_updater(config: Config, policy: Policy, algorithm: Algorithm, processes: Processes) -> Updater:
     """The update with its optimizer, schedule and average.
 
@@ -175,12 +189,16 @@ def cost(config: Config) -> str:
     queries = {"final": 1, "anchors": min(3, sample.num_steps), "all": sample.num_steps}[algorithm.reward_plan]
     updates = settings.optimizer_steps(sample.prompts_per_epoch, sample.num_steps)
     guidance = 2 if sample.guidance_scale != 1 else 1
-    forward = trajectories * sample.num_steps * guidance
-    visits = trajectories * settings.visited_steps(sample.num_steps) * settings.inner_epochs
-    backward = visits * guidance
-    forward += visits * guidance if settings.kl_weight > 0 else 0  # of the base model
+    # What one evaluation or query a group spares at the first step, which all its branches have in common.
+    shared = trajectories - sample.prompts_per_epoch if shares_first_step(config) else 0
+    first_is_asked_for = algorithm.reward_plan != "final" or sample.num_steps == 1
+    queries = queries * trajectories - (shared if first_is_asked_for else 0)
+    forward = (trajectories * sample.num_steps - shared) * guidance
+    visited, eligible = settings.visited_steps(sample.num_steps), settings.eligible_steps(sample.num_steps)
+    backward = (trajectories * visited - round(shared * visited / eligible)) * settings.inner_epochs * guidance
+    forward += backward if settings.kl_weight > 0 else 0  # of the base model
     return (
-        f"# an epoch: {trajectories} trajectories, at most {trajectories * queries} reward queries, "
+        f"# an epoch: {trajectories} trajectories, at most {queries} reward queries, "
         f"{forward} network evaluations without and {backward} with gradient, {updates} optimizer steps\n"
         f"# the run: {config.epochs} epochs, {config.epochs * trajectories} trajectories, "
         f"{config.epochs * (forward + backward)} network evaluations, {config.epochs * updates} optimizer steps"

@@ -70,13 +70,18 @@ class AdvantageConfig(_Section):
 
 
 class SampleConfig(_Section):
-    """Trajectories of an epoch; the numbers are global, `micro_batch` (groups in a network call) is the machine's."""
+    """Trajectories of an epoch; the numbers are global, `micro_batch` (groups in a network call) is the machine's.
+
+    `share_first_step`: one network evaluation for all branches of a group where their latents are the same, in sampling
+    and in the update; `auto` does so where not even rounding changes.
+    """
 
     num_steps: Positive = 50
     prompts_per_epoch: Positive = 128
     guidance_scale: Annotated[float, Field(ge=1)] = 1.0
     eta: Fraction = 1.0
     micro_batch: MicroBatch = "auto"
+    share_first_step: Literal["auto"] | bool = "auto"
 
 
 class TrainConfig(_Section):

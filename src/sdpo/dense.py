@@ -48,12 +48,7 @@ def query_steps(x0: Tensor) -> Tensor:
 
 
 def spread_rewards(x0: Tensor, steps: Tensor, rewards: Tensor) -> Tensor:
-    """R̂_i = Σ_k R_k cos(x̂_i, x̂_k) / Σ_k cos(x̂_i, x̂_k), and the true reward where it was queried.
-
-    Cosines can be negative, so the published formula can leave the range of the queried rewards or divide by zero.
-    Here the quotient is clamped to [min_k R_k, max_k R_k], and where |Σ cos| < 10⁻³ Σ |cos| (or all cosines are 0)
-    the plain mean of the queried rewards stands in. Wherever the denominator is healthy and the quotient within the
-    range, the value is the published one.
+    """Rewards of every step from those of the queried ones: `similarities`, then `spread`.
 
     Args:
         x0: predicted clean latents, [..., T, C, H, W].
@@ -63,8 +58,31 @@ def spread_rewards(x0: Tensor, steps: Tensor, rewards: Tensor) -> Tensor:
     Returns:
         float32 [..., T].
     """
+    return spread(similarities(x0, steps), steps, rewards)
+
+
+def similarities(x0: Tensor, steps: Tensor) -> Tensor:
+    """Cosines of every step's x̂ with the queried ones, float32 [..., T, Q]; all that spreading needs of the latents."""
+    return torch.stack([similarity(x0, step) for step in steps.unbind(-1)], dim=-1)
+
+
+def spread(cosines: Tensor, steps: Tensor, rewards: Tensor) -> Tensor:
+    """R̂_i = Σ_k R_k cos(x̂_i, x̂_k) / Σ_k cos(x̂_i, x̂_k), and the true reward where it was queried.
+
+    Cosines can be negative, so the published formula can leave the range of the queried rewards or divide by zero.
+    Here the quotient is clamped to [min_k R_k, max_k R_k], and where |Σ cos| < 10⁻³ Σ |cos| (or all cosines are 0)
+    the plain mean of the queried rewards stands in. Wherever the denominator is healthy and the quotient within the
+    range, the value is the published one.
+
+    Args:
+        cosines: [..., T, Q].
+        steps: queried steps, int64 [..., Q].
+        rewards: [..., Q].
+
+    Returns:
+        float32 [..., T].
+    """
     rewards = rewards.float()
-    cosines = torch.stack([similarity(x0, step) for step in steps.unbind(-1)], dim=-1)  # [..., T, Q]
     denominator = cosines.sum(-1)
     healthy = denominator.abs() > _UNHEALTHY * cosines.abs().sum(-1)
     quotient = (rewards[..., None, :] * cosines).sum(-1) / torch.where(healthy, denominator, 1.0)

@@ -29,17 +29,31 @@ class PromptEmbeddings:
 
     def __call__(self, prompts: Sequence[str]) -> Conditioning:
         """The embeddings of N prompts, in order."""
+        return self.take(self.rows(prompts))
+
+    def rows(self, prompts: Sequence[str]) -> Tensor:
+        """Where the embeddings of N prompts lie, int64 [N], on the device."""
         self._add(prompts)
-        rows = torch.tensor([self._rows[p] for p in prompts], device=self._backbone.device)
+        return to_device(torch.tensor([self._rows[p] for p in prompts]), self._backbone.device)
+
+    def take(self, rows: Tensor) -> Conditioning:
+        """The embeddings at those places; nothing waits for the device."""
         return {name: table[rows] for name, table in self._table.items()}
 
     def _add(self, prompts: Sequence[str]) -> None:
         new = [p for p in dict.fromkeys(prompts) if p not in self._rows]
-        for start in range(0, len(new), self._batch_size):
-            chunk = new[start : start + self._batch_size]
-            for name, rows in self._backbone.encode(chunk).items():
-                self._table[name] = torch.cat([self._table[name], rows]) if name in self._table else rows
-            self._rows.update({p: len(self._rows) + i for i, p in enumerate(chunk)})
+        chunks = [new[start : start + self._batch_size] for start in range(0, len(new), self._batch_size)]
+        encoded = [self._table] * bool(self._rows) + [self._backbone.encode(chunk) for chunk in chunks]
+        if new:
+            self._table = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
+            self._rows.update({p: len(self._rows) + i for i, p in enumerate(new)})
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy of a CPU tensor on the device, which the host does not wait for."""
+    if device.type == "cpu":
+        return tensor
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 class Policy:
@@ -49,23 +63,22 @@ class Policy:
         backbone: the model.
         guidance_scale: classifier-free guidance; 1 is off and costs nothing.
         dtype: what the network computes in; parameters that are trained stay float32 under autocast.
+
+    Attributes:
+        evaluations: of the network for one latent each, so far.
     """
 
     def __init__(self, backbone: Backbone, guidance_scale: float = 1.0, dtype: torch.dtype = torch.float32) -> None:
         self.backbone = backbone
         self.guidance_scale = guidance_scale
         self.dtype = dtype
+        self.evaluations = 0
         self._unconditional = backbone.encode([""]) if self.guided else {}
 
     @property
     def guided(self) -> bool:
         """Whether the network is asked twice a step."""
         return self.guidance_scale != 1.0
-
-    @property
-    def evaluations_per_step(self) -> int:
-        """Network evaluations that one latent costs a step."""
-        return 2 if self.guided else 1
 
     def autocast(self) -> torch.autocast:
         """The context in which the network computes."""
@@ -76,6 +89,7 @@ class Policy:
     ) -> Transition:
         """The transition of N latents [N, C, H, W], each at its own step [N]."""
         timesteps = denoiser.timesteps[step_index]
+        self.evaluations += len(latents) * (2 if self.guided else 1)
         with self.autocast():
             if self.guided:
                 n = len(latents)

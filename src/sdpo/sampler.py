@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from sdpo import gaussian, seeds
-from sdpo.backbones import Conditioning
 from sdpo.denoisers import Denoiser, Transition
-from sdpo.policy import Policy, PromptEmbeddings
+from sdpo.policy import Policy, PromptEmbeddings, to_device
 from sdpo.prompts import Prompt
 from sdpo.types import Trajectories
-
-
-def branch_conditioning(embeddings: PromptEmbeddings, prompts: Sequence[str], branches: int) -> dict[str, Tensor]:
-    """Embeddings in the order of latents that were flattened from [B, K, ...]."""
-    return embeddings([p for p in prompts for _ in range(branches)])
 
 
 def rollout(
@@ -31,6 +25,7 @@ def rollout(
     epoch: int,
     branches: int,
     micro_batch: int,
+    share_first_step: bool = False,
 ) -> Iterator[Trajectories]:
     """Sample B groups of K trajectories, a micro-batch at a time.
 
@@ -46,6 +41,7 @@ def rollout(
         epoch: of the run.
         branches: K.
         micro_batch: groups in one network call; changes speed and memory only.
+        share_first_step: evaluate the network once a group at the first step, where all branches have the same latent.
 
     Yields:
         Trajectories of at most `micro_batch` groups, in order.
@@ -53,15 +49,17 @@ def rollout(
     shape, device = policy.backbone.latent_shape, policy.backbone.device
     for rows in _slices(len(prompts), micro_batch):
         texts, index = [p.text for p in prompts[rows]], sample_index[rows]
-        conditioning = branch_conditioning(embeddings, texts, branches)
-        start = seeds.normal(shape, [(seed, epoch, i, "start") for i in index]).to(device)
-
-        def noise(step: int, index: Sequence[int] = index) -> Tensor:
-            keys = [(seed, epoch, i, f"step {step}") for i in index]
-            return seeds.normal((branches, *shape), keys).flatten(0, 1)
-
+        keys = [(seed, epoch, i) for i in index]
+        start = to_device(seeds.normal(shape, [(*key, "start") for key in keys]), device)
+        # Of all steps at once: nothing that the loop over steps would have to wait for.
+        steps = range(denoiser.num_steps)
+        drawn = [seeds.normal((branches, *shape), [(*key, f"step {step}") for key in keys]) for step in steps]
+        noise = to_device(torch.stack(drawn).flatten(1, 2), device)  # [T, n K, C, H, W]
         states, x0, log_prob = [start.repeat_interleave(branches, 0)], [], []
-        for transition, following in _walk(policy, denoiser, states[0], conditioning, noise):
+        prompt_rows = embeddings.rows(texts)
+        for transition, following in _walk(
+            policy, denoiser, embeddings, prompt_rows, start, noise, branches, share_first_step
+        ):
             log_prob.append(gaussian.log_prob(following, transition.mean, transition.std))
             x0.append(transition.x0)
             states.append(following)
@@ -70,9 +68,10 @@ def rollout(
             metadata=[p.metadata for p in prompts[rows]],
             sample_index=torch.tensor(list(index)),
             states=torch.stack(states, dim=1).unflatten(0, (-1, branches)),
-            x0=torch.stack(x0, dim=1).unflatten(0, (-1, branches)),
             log_prob=torch.stack(log_prob, dim=1).unflatten(0, (-1, branches)),
             stochastic=denoiser.stochastic,
+            x0=torch.stack(x0, dim=1).unflatten(0, (-1, branches)),
+            shared_first_step=share_first_step,
         )
 
 
@@ -93,27 +92,56 @@ def final_images(
     """
     shape, device = policy.backbone.latent_shape, policy.backbone.device
     for rows in _slices(len(prompts), micro_batch):
-        conditioning = embeddings(prompts[rows])
-        index = image_seeds[rows]
-
-        def noise(step: int, index: Sequence[int] = index) -> Tensor:
-            return seeds.normal(shape, [(i, "image", f"step {step}") for i in index])
-
-        start = seeds.normal(shape, [(i, "image", "start") for i in index]).to(device)
-        for transition, _ in _walk(policy, denoiser, start, conditioning, noise):
+        keys = [(i, "image") for i in image_seeds[rows]]
+        start = to_device(seeds.normal(shape, [(*key, "start") for key in keys]), device)
+        steps = range(denoiser.num_steps)
+        drawn = [seeds.normal(shape, [(*key, f"step {step}") for key in keys]) for step in steps]
+        noise = to_device(torch.stack(drawn), device)
+        for transition, _ in _walk(policy, denoiser, embeddings, embeddings.rows(prompts[rows]), start, noise):
             last = transition.x0
         yield policy.backbone.decode(last)
 
 
 def _walk(
-    policy: Policy, denoiser: Denoiser, x: Tensor, conditioning: Conditioning, noise: Callable[[int], Tensor]
+    policy: Policy,
+    denoiser: Denoiser,
+    embeddings: PromptEmbeddings,
+    prompt_rows: Tensor,
+    start: Tensor,
+    noise: Tensor,
+    branches: int = 1,
+    share_first_step: bool = False,
 ) -> Iterator[tuple[Transition, Tensor]]:
-    """Each step's transition and the latent drawn from it, from x_0 [N, C, H, W]; `noise` gives a step's."""
+    """Each step's transition and the latents drawn from it.
+
+    Args:
+        policy: samples.
+        denoiser: the schedule of T steps.
+        embeddings: of the prompts.
+        prompt_rows: where those of n groups lie in it, [n].
+        start: x_0 of n groups, [n, C, H, W].
+        noise: of each step, [T, n K, C, H, W].
+        branches: K.
+        share_first_step: see `rollout`.
+
+    Yields:
+        A transition of n K latents, and these, [n K, C, H, W].
+    """
+    with torch.inference_mode():
+        single = embeddings.take(prompt_rows)
+        conditioning = {name: rows.repeat_interleave(branches, 0) for name, rows in single.items()}
+        expand = torch.arange(len(start), device=start.device).repeat_interleave(branches)
+        indices = torch.arange(denoiser.num_steps, device=start.device)
+        x = start if share_first_step else start[expand]
     for step in range(denoiser.num_steps):
+        shared = share_first_step and step == 0
         with torch.inference_mode():
-            steps = torch.full((len(x),), step, device=x.device)
-            transition = policy.transition(denoiser, x, steps, conditioning)
-            x = gaussian.sample(transition.mean, transition.std, noise(step).to(x.device))
+            transition = policy.transition(
+                denoiser, x, indices[step].expand(len(x)), single if shared else conditioning
+            )
+            if shared:
+                transition = transition[expand]
+            x = gaussian.sample(transition.mean, transition.std, noise[step])
         yield transition, x
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdpo.algorithms.base import RewardPlan
 from sdpo.backbones import Backbone
-from sdpo.dense import query_steps, spread_rewards
+from sdpo.dense import query_steps, similarities, spread
 from sdpo.rewards import PlacedReward, Reward
 from sdpo.types import Trajectories
 
@@ -125,7 +125,7 @@ class Scorer:
 
     Decodes and scores the images that the plan asks for, each once, and gives every step its reward. `anchors` asks for
     three images a trajectory (fewer where steps coincide) and spreads; `all` asks for every step; `final` asks for the
-    last and gives the other steps 0.
+    last and gives the other steps 0. Where branches share the first step, its image is asked for once a group.
 
     Args:
         backbone: decodes.
@@ -152,9 +152,11 @@ class Scorer:
         self._decode_batch = decode_batch
         self._batch_size = batch_size
         self._gather = gather
-        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []  # x̂, the steps asked for, and which image each is
+        # Of each part: the cosines (for `anchors`), the steps asked for, and which image each of these is.
+        self._parts: list[tuple[Tensor | None, Tensor, Tensor]] = []
         self._pending: list[Callable[[], dict[str, Tensor]]] = []
         self._queries = 0
+        self._num_steps = 0
 
     def add(self, part: Trajectories) -> None:
         """Decode what the plan asks for of B groups, and begin to score it.
@@ -163,18 +165,24 @@ class Scorer:
             RewardError: if a reward that is not remote fails.
         """
         x0 = part.x0
+        assert x0 is not None, "trajectories are scored once"
         groups, branches, steps = x0.shape[:3]
+        self._num_steps = steps
         wanted = self._wanted(x0)  # [B, K, Q]
         # Each wanted image as one number, so that coinciding steps are decoded and scored once.
-        rows = torch.arange(groups * branches, device=x0.device).reshape(groups, branches, 1)
-        unique, where = (rows * steps + wanted).unique(return_inverse=True)
+        group = torch.arange(groups, device=x0.device)[:, None, None]
+        branch = torch.arange(branches, device=x0.device)[:, None].expand_as(wanted)
+        if part.shared_first_step:
+            branch = branch.masked_fill(wanted == 0, 0)
+        unique, where = ((group * branches + branch) * steps + wanted).unique(return_inverse=True)
         for chosen in unique.split(self._batch_size):
             latents = x0.flatten(0, 2)[chosen]
             images = torch.cat([self._backbone.decode(chunk) for chunk in latents.split(self._decode_batch)])
             owner = (chosen // (branches * steps)).tolist()
             prompts, metadata = [part.prompts[i] for i in owner], [part.metadata[i] for i in owner]
             self._pending.append(self._mix.start(images, prompts, metadata))
-        self._parts.append((x0, wanted, self._queries + where))
+        cosines = similarities(x0, wanted) if self._plan == "anchors" else None
+        self._parts.append((cosines, wanted, self._queries + where))
         self._queries += len(unique)
 
     def _wanted(self, x0: Tensor) -> Tensor:
@@ -199,19 +207,18 @@ class Scorer:
         last = torch.cat([where[..., 1 if self._plan == "anchors" else -1] for _, _, where in self._parts])
         first = torch.cat([where[..., 0] for _, _, where in self._parts])
         return Scores(
-            dense=torch.cat([self._dense(x0, wanted, mixed[where]) for x0, wanted, where in self._parts]),
+            dense=torch.cat([self._dense(cosines, wanted, mixed[where]) for cosines, wanted, where in self._parts]),
             first=None if self._plan == "final" else mixed[first],
             last=mixed[last],
             raw={name: values[last].mean() for name, values in raw.items()},
             queries=self._queries,
         )
 
-    def _dense(self, x0: Tensor, wanted: Tensor, queried: Tensor) -> Tensor:
+    def _dense(self, cosines: Tensor | None, wanted: Tensor, queried: Tensor) -> Tensor:
         """A reward for every step, [B, K, T], from the queried ones, [B, K, Q]."""
-        if self._plan == "anchors":
-            return spread_rewards(x0, wanted, queried)
+        if cosines is not None:
+            return spread(cosines, wanted, queried)
         if self._plan == "all":
             return queried
-        dense = torch.zeros(x0.shape[:3], device=x0.device)
-        dense[..., -1] = queried[..., 0]
-        return dense
+        others = queried.new_zeros(*queried.shape[:2], self._num_steps - 1)
+        return torch.cat([others, queried], dim=-1)

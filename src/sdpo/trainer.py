@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -134,10 +135,12 @@ class Trainer:
         """One epoch; returns its row of metrics."""
         start = time.perf_counter()
         epoch = self.epoch + 1
+        evaluations = self.policy.evaluations
         trajectories, scores = self._sample_and_score(epoch)
         advantages = self._advantages(trajectories, scores)
         update = self.updater.run(trajectories, advantages, self.denoiser, self.embeddings, epoch)
-        row = self._row(epoch, trajectories, scores, update, time.perf_counter() - start)
+        spent = (trajectories.log_prob[..., 0].numel(), scores.queries, self.policy.evaluations - evaluations)
+        row = self._row(epoch, spent, scores, update, time.perf_counter() - start)
         self.epoch = epoch
         every = self.config.evaluate.every
         if epoch == self.config.epochs or (every and epoch % every == 0):
@@ -164,7 +167,7 @@ class Trainer:
         with self.mix.resident():
             for part in self._sample(epoch):
                 scorer.add(part)
-                parts.append(part)
+                parts.append(dataclasses.replace(part, x0=None))
             return Trajectories.concatenate(parts), scorer.finish()
 
     def _sample(self, epoch: int) -> Iterator[Trajectories]:
@@ -184,6 +187,7 @@ class Trainer:
             epoch=epoch,
             branches=self.algorithm.branches,
             micro_batch=self.sample_micro_batch(len(mine)),
+            share_first_step=build.shares_first_step(self.config),
         )
 
     def sample_micro_batch(self, groups: int) -> int:
@@ -211,19 +215,12 @@ class Trainer:
         return advantages[[place[i] for i, _, _ in own]].to(returns.device)
 
     def _row(
-        self, epoch: int, trajectories: Trajectories, scores: Scores, update: dict[str, Tensor], seconds: float
+        self, epoch: int, spent: tuple[int, int, int], scores: Scores, update: dict[str, Tensor], seconds: float
     ) -> dict[str, Any]:
-        groups, branches, steps = trajectories.log_prob.shape
-        settings = self.updater.settings
-        visited = settings.optimizer_steps(groups, steps) * settings.batch_size * branches
-        passes = visited * (2 if settings.kl_weight > 0 else 1)  # the second is the base model's
-        added = torch.tensor(
-            [groups * branches, scores.queries, groups * branches * steps + passes], dtype=torch.float64
-        )
-        images, queries, evaluations = (self.processes.mean(added) * self.processes.count).tolist()
-        self.counters["images"] += int(images)
-        self.counters["reward_queries"] += int(queries)
-        self.counters["denoiser_evaluations"] += int(evaluations) * self.policy.evaluations_per_step
+        """The epoch's metrics; `spent` are images, reward queries and network evaluations of this process."""
+        everywhere = self.processes.mean(torch.tensor(spent, dtype=torch.float64)) * self.processes.count
+        for name, value in zip(("images", "reward_queries", "denoiser_evaluations"), everywhere.tolist(), strict=True):
+            self.counters[name] += round(value)
         self.counters["seconds"] += seconds
         row: dict[str, Any] = {"epoch": epoch, **self.counters}
         for name, value in update.items():

@@ -27,18 +27,21 @@ class Trajectories:
         metadata: B dictionaries that came with the prompts; they reach the reward.
         sample_index: global sample indices, int64 [B].
         states: noisy latents x_0 … x_T, [B, K, T+1, C, H, W].
-        x0: predicted clean latents, the second state, [B, K, T, C, H, W].
         log_prob: log-probability of each step under the sampling policy, float32 [B, K, T].
         stochastic: which steps are random and so have a density, bool [T].
+        x0: predicted clean latents, the second state, [B, K, T, C, H, W]; None once they are scored: the update needs
+            none of them.
+        shared_first_step: the branches' first step, the same in all of them, was one network evaluation a group.
     """
 
     prompts: list[str]
     metadata: list[dict[str, Any]]
     sample_index: Tensor
     states: Tensor
-    x0: Tensor
     log_prob: Tensor
     stochastic: Tensor
+    x0: Tensor | None = None
+    shared_first_step: bool = False
 
     @property
     def num_steps(self) -> int:
@@ -47,14 +50,15 @@ class Trajectories:
 
     @staticmethod
     def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
-        """All groups of several parts, in order."""
-        tensors = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("states", "x0", "log_prob")}
+        """All groups of several parts, in order, without x̂."""
         return Trajectories(
             prompts=[prompt for p in parts for prompt in p.prompts],
             metadata=[record for p in parts for record in p.metadata],
             sample_index=torch.cat([p.sample_index for p in parts]),
+            states=torch.cat([p.states for p in parts]),
+            log_prob=torch.cat([p.log_prob for p in parts]),
             stochastic=parts[0].stochastic,
-            **tensors,
+            shared_first_step=parts[0].shared_first_step,
         )
 
 

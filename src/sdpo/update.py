@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from sdpo import gaussian, seeds
 from sdpo.algorithms import Algorithm
 from sdpo.denoisers import Denoiser
-from sdpo.policy import Policy, PromptEmbeddings
-from sdpo.sampler import branch_conditioning
+from sdpo.policy import Policy, PromptEmbeddings, to_device
 from sdpo.types import StepBatch, Trajectories
 
 _BUCKET = 2**24  # gradient elements averaged over processes in one call
@@ -122,19 +121,16 @@ class Updater:
         """
         size = self.settings.batch_size
         groups, steps = len(trajectories.prompts), trajectories.num_steps
-        visited = self.settings.visited_steps(steps)
+        batch = _Epoch(trajectories, advantages, denoiser, embeddings, embeddings.rows(trajectories.prompts))
         sums: dict[str, Tensor] = {}
         norms: list[Tensor] = []
         count = 0
         on_policy: Tensor | None = None
         for inner in range(self.settings.inner_epochs):
-            order = self._step_order(trajectories, epoch, inner)  # [B, T]
-            for j in range(visited):
+            order = self._step_order(trajectories, epoch, inner)  # [B, T], on the host
+            for j in range(self.settings.visited_steps(steps)):
                 for start in range(0, groups, size):
-                    rows = torch.arange(start, start + size, device=order.device)
-                    metrics, deviation = self._accumulate(
-                        trajectories, advantages, denoiser, embeddings, rows, order[:, j]
-                    )
+                    metrics, deviation = self._accumulate(batch, range(start, start + size), order[:, j])
                     if on_policy is None:
                         # Before the first update both policies are the same; what is left is rounding.
                         on_policy = deviation
@@ -171,29 +167,22 @@ class Updater:
             self.ema.count = state["ema_count"]
 
     def _step_order(self, trajectories: Trajectories, epoch: int, inner: int) -> Tensor:
-        """Each sample's own random permutation of its eligible steps, [B, at most T]."""
-        steps, device = self.settings.eligible_steps(trajectories.num_steps), trajectories.states.device
+        """Each sample's own random permutation of its eligible steps, [B, at most T], on the host."""
+        steps = self.settings.eligible_steps(trajectories.num_steps)
         if not self.settings.step_shuffle:
-            return torch.arange(steps, device=device).expand(len(trajectories.prompts), steps)
+            return torch.arange(steps).expand(len(trajectories.prompts), steps)
         indices = trajectories.sample_index.tolist()
         orders = [seeds.permutation(steps, self.settings.seed, epoch, i, f"order {inner}") for i in indices]
-        return torch.stack(orders).to(device)
+        return torch.stack(orders)
 
-    def _accumulate(
-        self,
-        trajectories: Trajectories,
-        advantages: Tensor,
-        denoiser: Denoiser,
-        embeddings: PromptEmbeddings,
-        rows: Tensor,
-        step_of_row: Tensor,
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def _accumulate(self, epoch: _Epoch, rows: range, step_of_row: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Gradients of one minibatch, micro-batch by micro-batch; returns metrics and the largest |log-ratio|."""
         sums: dict[str, Tensor] = {}
         deviations = []
-        for micro in rows.split(self.settings.micro_batch):
-            share = len(micro) / len(rows)
-            batch, kl = self._step_batch(trajectories, advantages, denoiser, embeddings, micro, step_of_row[micro])
+        for start in range(rows.start, rows.stop, self.settings.micro_batch):
+            micro = slice(start, min(start + self.settings.micro_batch, rows.stop))
+            share = (micro.stop - micro.start) / len(rows)
+            batch, kl = self._step_batch(epoch, micro, step_of_row[micro])
             output = self.algorithm.loss(batch)
             loss = output.loss
             if kl is not None:
@@ -205,36 +194,33 @@ class Updater:
                 sums[name] = sums[name] + share * value if name in sums else share * value
         return sums, torch.stack(deviations).max()
 
-    def _step_batch(
-        self,
-        trajectories: Trajectories,
-        advantages: Tensor,
-        denoiser: Denoiser,
-        embeddings: PromptEmbeddings,
-        rows: Tensor,
-        step_index: Tensor,
-    ) -> tuple[StepBatch, Tensor | None]:
+    def _step_batch(self, epoch: _Epoch, rows: slice, step_of_row: Tensor) -> tuple[StepBatch, Tensor | None]:
         """One step of each row under the current policy, all branches in one network call."""
-        branches = trajectories.log_prob.shape[1]
-        x = trajectories.states[rows, :, step_index].flatten(0, 1)
-        following = trajectories.states[rows, :, step_index + 1].flatten(0, 1)
-        steps = step_index.repeat_interleave(branches)
-        conditioning = branch_conditioning(embeddings, [trajectories.prompts[i] for i in rows.tolist()], branches)
-        transition = self.policy.transition(denoiser, x, steps, conditioning)
-        log_prob = gaussian.log_prob(following, transition.mean, transition.std).unflatten(0, (-1, branches))
-        kl = None
+        data = epoch.trajectories
+        device, branches = data.states.device, data.log_prob.shape[1]
+        group, branch, place = network_rows(step_of_row, branches, data.shared_first_step)
+        group, branch, steps = (to_device(t, device) for t in (group, branch, step_of_row))
+        states, each = data.states[rows], torch.arange(len(step_of_row), device=device)
+        x, own = states[group, branch, steps[group]], steps[group]
+        conditioning = epoch.embeddings.take(epoch.prompt_rows[rows][group])
+        transition = self.policy.transition(epoch.denoiser, x, own, conditioning)
+        mean, std = transition.mean, transition.std
+        base: Tensor | None = None
         if self.settings.kl_weight > 0:
             with torch.no_grad(), self.policy.backbone.reference():
-                base = self.policy.transition(denoiser, x, steps, conditioning)
-            kl = gaussian.kl_divergence(transition.mean, base.mean, transition.std).mean()
+                base = self.policy.transition(epoch.denoiser, x, own, conditioning).mean
+        if place is not None:
+            place = to_device(place, device)
+            mean, std, base = mean[place], std[place], None if base is None else base[place]
+        following = states[each, :, steps + 1].flatten(0, 1)
         batch = StepBatch(
-            log_prob=log_prob,
-            old_log_prob=trajectories.log_prob[rows, :, step_index],
-            advantage=advantages[rows, :, step_index],
-            step_index=step_index,
-            mask=trajectories.stochastic[step_index].float(),
+            log_prob=gaussian.log_prob(following, mean, std).unflatten(0, (-1, branches)),
+            old_log_prob=data.log_prob[rows][each, :, steps],
+            advantage=epoch.advantages[rows][each, :, steps],
+            step_index=steps,
+            mask=data.stochastic[steps].float(),
         )
-        return batch, kl
+        return batch, None if base is None else gaussian.kl_divergence(mean, base, std).mean()
 
     def _step(self) -> Tensor | None:
         """Average gradients over processes, clip, step.
@@ -276,6 +262,43 @@ class Updater:
         flat = self.all_reduce(torch.cat([g.flatten() for g in gradients]))
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What every minibatch of an epoch is taken from."""
+
+    trajectories: Trajectories
+    advantages: Tensor  # [B, K, T]
+    denoiser: Denoiser
+    embeddings: PromptEmbeddings
+    prompt_rows: Tensor  # of the B prompts
+
+
+def network_rows(step_of_row: Tensor, branches: int, shared_first_step: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Which latents of n groups, each at its own step, the network must see.
+
+    At the first step all branches of a group have the same latent; it is evaluated once where sampling did so too.
+
+    Args:
+        step_of_row: int64 [n].
+        branches: K.
+        shared_first_step: see `Trajectories`.
+
+    Returns:
+        Group and branch of each of M latents, int64 [M]; and for each of the n K latents, in order, which of these it
+        is, or None where they are the same.
+    """
+    counts = torch.full_like(step_of_row, branches)
+    if shared_first_step:
+        counts[step_of_row == 0] = 1
+    group = torch.arange(len(step_of_row)).repeat_interleave(counts)
+    first = counts.cumsum(0) - counts
+    branch = torch.arange(len(group)) - first[group]
+    if len(group) == len(step_of_row) * branches:
+        return group, branch, None
+    place = first[:, None] + torch.minimum(torch.arange(branches), counts[:, None] - 1)
+    return group, branch, place.flatten()
 
 
 class EMA:

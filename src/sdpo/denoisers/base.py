@@ -22,6 +22,10 @@ class Transition:
     std: Tensor
     x0: Tensor
 
+    def __getitem__(self, rows: Tensor) -> Transition:
+        """The transitions of some samples; a sample may come more than once."""
+        return Transition(self.mean[rows], self.std[rows], self.x0[rows])
+
 
 class Denoiser(ABC):
     """A schedule of T steps with its coefficients on the device, indexed by step.

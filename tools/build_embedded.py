@@ -548,10 +548,19 @@ def assemble(data: Data, unet: nn.Module, text_encoder: nn.Module, scorer: nn.Mo
     scorer.half().save_pretrained(target / "scorer")
     data.tokenizer.save_pretrained(target / "scorer")
     judge.half().save_pretrained(target / "judge")
+    # Stored in half precision, computed in full where nobody asks otherwise: transformers would take the stored type.
+    rewrite_config(target / "model" / "text_encoder" / "config.json", dtype="float32")
+    rewrite_config(target / "model" / "vae" / "config.json", block_out_channels=None)  # diffusers warns of its own key
     for file in target.rglob("*"):
         file.chmod(0o755 if file.is_dir() else 0o644)
     total = sum(f.stat().st_size for f in target.rglob("*.safetensors"))
     print(f"wrote {target}, {total / 1e6:.1f} MB of weights", flush=True)
+
+
+def rewrite_config(path: Path, **values: object) -> None:
+    """Set values of a JSON file; None removes one."""
+    config = {k: v for k, v in {**json.loads(path.read_text()), **values}.items() if v is not None}
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def contact_sheet(work: Path, device_steps: tuple[int, ...] = (1, 2, 4, 8)) -> None:

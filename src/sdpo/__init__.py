@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Trainer", "UserError", "__version__"]
+__all__ = ["Config", "Trainer", "UserError", "__version__", "embedded"]
 
 if TYPE_CHECKING:
+    from sdpo.backbones import embedded
     from sdpo.config import Config
     from sdpo.errors import UserError
     from sdpo.trainer import Trainer
@@ -17,7 +18,12 @@ def __getattr__(name: str) -> Any:
     """Import on first use: `import sdpo` stays instant, diffusers takes seconds."""
     import importlib
 
-    homes = {"Config": "sdpo.config", "Trainer": "sdpo.trainer", "UserError": "sdpo.errors"}
+    homes = {
+        "Config": "sdpo.config",
+        "Trainer": "sdpo.trainer",
+        "UserError": "sdpo.errors",
+        "embedded": "sdpo.backbones",
+    }
     if name in homes:
         return getattr(importlib.import_module(homes[name]), name)
     raise AttributeError(f"module 'sdpo' has no attribute {name!r}")

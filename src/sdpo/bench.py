@@ -171,14 +171,13 @@ class _Bench:
             trainer.config.sample.prompts_per_epoch // trainer.processes.count,
             trainer.algorithm.branches,
         )
-        settings = trainer.updater.settings
         self._epoch()  # warms up
         count = {"forward": self.evaluations["sample"], "backward": self.evaluations["update"]}
         batch = {
-            "sample": trainer.sample_micro_batch(groups) * branches,
-            "update": settings.micro_batch * branches,
-            "forward": self._best(self._forward, count["forward"]),
-            "backward": self._best(self._backward, count["backward"]),
+            "sample": trainer.micro_batches.sample * branches,
+            "update": trainer.micro_batches.update * branches,
+            "forward": self._best(self._forward, count["forward"], trainer.micro_batches.sample * branches),
+            "backward": self._best(self._backward, count["backward"], trainer.micro_batches.update * branches),
         }
         reset_peak(self.device)
         rows: list[dict[str, float]] = []
@@ -272,10 +271,10 @@ class _Bench:
 
         return call
 
-    def _best(self, make: Callable[[int], Callable[[], None]], limit: int) -> int:
-        """The batch size with the least time a sample, up to what memory takes."""
+    def _best(self, make: Callable[[int], Callable[[], None]], limit: int, own: int) -> int:
+        """The batch size with the least time a sample, the run's own among them, up to what memory takes."""
         found: dict[int, float] = {}
-        for size in _SIZES:
+        for size in sorted({*_SIZES, own}):
             if size > limit:
                 break
             try:

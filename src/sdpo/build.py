@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
+import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,15 @@ import torch
 
 from sdpo.advantages import Normalizer, PairNormalizer, StepwiseNormalizer
 from sdpo.algorithms import Algorithm
-from sdpo.backbones import PipelineBackbone, load_backbone, wrap_pipeline
-from sdpo.config import Config, MicroBatch, ModelConfig, TrainConfig
+from sdpo.backbones import PipelineBackbone, check_path, load_backbone, wrap_pipeline
+from sdpo.config import Config, ModelConfig, TrainConfig
+from sdpo.denoisers import Denoiser
 from sdpo.errors import UserError
-from sdpo.policy import Policy
+from sdpo.micro_batch import default_samples, even, sampling_call, search, update_call
+from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.processes import Processes, check_device
-from sdpo.rewards import PlacedReward, Reward, load_reward
+from sdpo.prompts import load_prompts
+from sdpo.rewards import PlacedReward, Reward, check_reward_name, load_reward
 from sdpo.update import EMA, Updater, UpdateSettings, alone, warmup_decay
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -74,6 +80,20 @@ def build_backbone(config: Config, device: torch.device, pipeline: Any = None) -
     )
 
 
+def check_references(config: Config) -> None:
+    """What a configuration names and a dry run can look for without loading it: rewards, prompts, a local model.
+
+    Raises:
+        UserError: if something is not there.
+    """
+    for name in [*config.rewards, *([config.evaluate.judge] if config.evaluate.judge else [])]:
+        check_reward_name(name)
+    for source in (config.prompts.train, config.prompts.unseen):
+        if source is not None:
+            load_prompts(source)
+    check_path(config.model.path)
+
+
 def load_rewards(
     config: Config, names: Iterable[str], device: torch.device, own: Mapping[str, Reward] | None = None
 ) -> dict[str, PlacedReward]:
@@ -100,12 +120,34 @@ def load_rewards(
 
 def prepare_training(backbone: PipelineBackbone, config: Config) -> None:
     """Make the LoRA, or all weights, trainable; initial LoRA weights come from the run's seed."""
+    if config.train.gradient_checkpointing:
+        backbone.checkpoint_activations()
     if config.lora is None:
         backbone.train_all()
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone.train_lora(config.lora.rank, config.lora.alpha, config.lora.targets, config.lora.path)
+
+
+def compile_network(
+    config: Config, backbone: PipelineBackbone, policy: Policy, denoiser: Denoiser, embeddings: PromptEmbeddings
+) -> None:
+    """Compile, where `model.compile` asks for it, and try it: where it fails, a warning says so and nothing is lost."""
+    if config.model.tf32:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+    if not config.model.compile:
+        return
+    prompt = embeddings.take(torch.zeros(1, dtype=torch.long, device=backbone.device))
+    try:
+        backbone.compile()
+        for make in (sampling_call, update_call):
+            make(policy, denoiser, prompt, config.build_algorithm().branches)(1)
+    except Exception as error:  # a missing compiler, an unsupported operator: the compiler's own failures are many
+        backbone.compile(undo=True)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        warnings.warn(f"model.compile: {reason}; going on without", stacklevel=2)
 
 
 def build_normalizer(config: Config) -> Normalizer:
@@ -130,16 +172,15 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], train: TrainConfig
         except ImportError as error:
             raise UserError("train.optimizer=adamw8bit needs bitsandbytes: pip install 'sdpo[bitsandbytes]'") from error
         return bitsandbytes.optim.AdamW8bit(parameters, **settings)  # type: ignore[no-any-return]
-    return torch.optim.AdamW(parameters, **settings)
+    return torch.optim.AdamW(parameters, fused=True, **settings)
 
 
-def update_settings(config: Config, processes: int, device: torch.device) -> UpdateSettings:
+def update_settings(config: Config, processes: int = 1, micro_batch: int = 1) -> UpdateSettings:
     """What the update of one process needs of the configuration."""
     train = config.train
-    share = train.batch_size // processes
     return UpdateSettings(
-        batch_size=share,
-        micro_batch=micro_batch(train.micro_batch, share, device),
+        batch_size=train.batch_size // processes,
+        micro_batch=micro_batch,
         inner_epochs=train.inner_epochs,
         timestep_fraction=train.timestep_fraction,
         max_grad_norm=train.max_grad_norm,
@@ -157,21 +198,19 @@ def shares_first_step(config: Config) -> bool:
     sampling, so that the log-ratio before the first update stays exactly 0.
     """
     setting = config.sample.share_first_step
-    return (
-        update_settings(config, 1, torch.device("cpu")).eligible_steps(config.sample.num_steps) == 1
-        if (setting == "auto")
-        else setting
-    )
+    return update_settings(config).eligible_steps(config.sample.num_steps) == 1 if (setting == "auto") else setting
 
 
-def build_updater(config: Config, policy: Policy, algorithm: Algorithm, processes: Processes) -> Updater:
+def build_updater(
+    config: Config, policy: Policy, algorithm: Algorithm, processes: Processes, micro_batch: int
+) -> Updater:
     """The update with its optimizer, schedule and average.
 
     Raises:
         UserError: see `build_optimizer`.
     """
     train, sample = config.train, config.sample
-    settings = update_settings(config, processes.count, policy.backbone.device)
+    settings = update_settings(config, processes.count, micro_batch)
     parameters = list(policy.backbone.trainable_parameters().values())
     optimizer = build_optimizer(parameters, train)
     steps = config.epochs * settings.optimizer_steps(sample.prompts_per_epoch // processes.count, sample.num_steps)
@@ -184,7 +223,7 @@ def build_updater(config: Config, policy: Policy, algorithm: Algorithm, processe
 def cost(config: Config) -> str:
     """What a run will cost, in two lines that YAML takes for comments."""
     sample, algorithm = config.sample, config.build_algorithm()
-    settings = update_settings(config, 1, torch.device("cpu"))
+    settings = update_settings(config)
     trajectories = sample.prompts_per_epoch * algorithm.branches
     queries = {"final": 1, "anchors": min(3, sample.num_steps), "all": sample.num_steps}[algorithm.reward_plan]
     updates = settings.optimizer_steps(sample.prompts_per_epoch, sample.num_steps)
@@ -205,9 +244,41 @@ def cost(config: Config) -> str:
     )
 
 
-def micro_batch(setting: MicroBatch, limit: int, device: torch.device) -> int:
-    """Groups in a network call, at most `limit`."""
-    return min(limit, (16 if device.type == "cpu" else 8) if setting == "auto" else setting)
+@dataclass(frozen=True)
+class MicroBatches:
+    """Groups in a network call.
+
+    Attributes:
+        sample: of the rollout.
+        update: of the update.
+    """
+
+    sample: int
+    update: int
+
+
+def micro_batches(
+    config: Config, policy: Policy, denoiser: Denoiser, embeddings: PromptEmbeddings, processes: Processes
+) -> MicroBatches:
+    """The settings, `auto` resolved: tried out on a GPU, else by the size of the latents; on all processes alike."""
+    branches, device = config.build_algorithm().branches, policy.backbone.device
+    shares = {
+        "sample": config.sample.prompts_per_epoch // processes.count,
+        "update": config.train.batch_size // processes.count,
+    }
+    calls = {"sample": sampling_call, "update": update_call}
+    chosen: dict[str, int] = {}
+    for name, setting in (("sample", config.sample.micro_batch), ("update", config.train.micro_batch)):
+        if setting != "auto":
+            chosen[name] = min(setting, shares[name])
+        elif device.type == "cuda":
+            prompt = embeddings.take(torch.zeros(1, dtype=torch.long, device=device))
+            found = search(calls[name](policy, denoiser, prompt, branches), shares[name], device)
+            chosen[name] = even(shares[name], found)
+        else:
+            samples = default_samples(math.prod(policy.backbone.latent_shape), device)
+            chosen[name] = even(shares[name], max(1, samples // branches))
+    return MicroBatches(**processes.broadcast(chosen))
 
 
 def check_processes(config: Config, processes: int) -> None:
@@ -267,11 +338,12 @@ def write_whole(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def memory_knobs(config: Config) -> str:
+def memory_knobs(config: Config, now: MicroBatches) -> str:
     """What to turn when memory runs out, from the cheapest on."""
-    train, sample = config.train, config.sample
+    scoring = config.scoring
     return (
-        f"None of these changes the result: train.micro_batch (now {train.micro_batch}), sample.micro_batch (now "
-        f"{sample.micro_batch}), scoring.decode_batch (now {config.scoring.decode_batch}), scoring.batch_size (now "
-        f"{config.scoring.batch_size}), scoring.offload=true. These do: model.dtype=bfloat16, a smaller lora.rank."
+        f"None of these changes the result: train.micro_batch (now {now.update}), sample.micro_batch (now "
+        f"{now.sample}), train.gradient_checkpointing=true, scoring.decode_batch (now {scoring.decode_batch}), "
+        f"scoring.batch_size (now {scoring.batch_size}), scoring.offload=true. These do: model.dtype=bfloat16, "
+        "a smaller lora.rank."
     )

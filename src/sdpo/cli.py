@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and arguments.command in ("train", "bench") and not any(word.startswith("-") for word in rest):
         arguments.words += rest
     elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        hint = "; settings look like train.learning_rate=3e-5" if arguments.command in ("train", "bench") else ""
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     try:
         arguments.run(arguments)
     except UserError as error:
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "words", nargs="*", metavar="PRESET|FILE.yaml|section.key=value", help="default: the preset emoji"
     )
-    train.add_argument("--output-dir", help="default: runs/<preset>")
+    train.add_argument("--output-dir", help="default: runs/<preset or file>")
     train.add_argument("--dry-run", action="store_true", help="print the resolved config and its cost, and stop")
     train.set_defaults(run=_train)
 
@@ -67,28 +68,34 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--steps", default="1,2,4,8", help="numbers of steps, default 1,2,4,8")
     evaluate.add_argument("--prompts", help="a named set, .txt or .jsonl file; default: the run's training prompts")
     evaluate.add_argument("--reward", action="append", help="a reward; may be repeated; default: the run's")
-    evaluate.add_argument("--images-per-prompt", type=int, default=4)
-    evaluate.add_argument("--device", default="auto")
+    evaluate.add_argument("--images-per-prompt", type=int, default=4, help="default 4")
+    evaluate.add_argument("--device", default="auto", help="cpu, cuda, ...; default: the fastest there is")
     evaluate.add_argument("--output", help="JSON file; default: DIR/evaluation.json")
     evaluate.set_defaults(run=_evaluate)
 
     sample = commands.add_parser("sample", help="an image")
     sample.add_argument("target", metavar="DIR-or-MODEL")
     sample.add_argument("prompt")
-    sample.add_argument("--steps", type=int, default=4)
-    sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument("-o", "--output", default="sample.png")
-    sample.add_argument("--device", default="auto")
-    sample.add_argument("--compare", action="store_true", help="base and tuned side by side")
+    sample.add_argument("--steps", type=int, default=4, help="default 4")
+    sample.add_argument("--seed", type=int, default=0, help="default 0")
+    sample.add_argument("-o", "--output", default="sample.png", help="default sample.png")
+    sample.add_argument("--device", default="auto", help="cpu, cuda, ...; default: the fastest there is")
+    sample.add_argument("--compare", action="store_true", help="base (left) and tuned side by side")
     sample.set_defaults(run=_sample)
 
     score = commands.add_parser("score", help="score image files")
     score.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, or a .csv of image and prompt")
     score.add_argument("--reward", action="append", required=True, help="see `sdpo rewards`; may be repeated")
     score.add_argument("--prompt", help="of all images")
-    score.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the reward: path=DIR")
-    score.add_argument("--batch-size", type=int, default=16)
-    score.add_argument("--device", default="auto")
+    score.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="[REWARD.]KEY=VALUE",
+        help="of the rewards that have it, or of one alone: path=DIR, http.url=http://localhost:8765/",
+    )
+    score.add_argument("--batch-size", type=int, default=16, help="images in a call of a reward, default 16")
+    score.add_argument("--device", default="auto", help="cpu, cuda, ...; default: the fastest there is")
     score.add_argument("--json", action="store_true", help="print JSON instead of a table")
     score.add_argument("-o", "--output", help="also write JSON to this file")
     score.set_defaults(run=_score)
@@ -97,9 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("target", metavar="DIR", type=Path)
     report.set_defaults(run=_report)
 
-    bench = commands.add_parser("bench", help="time an epoch beside the bare network")
+    bench = commands.add_parser("bench", help="time an epoch beside the bare network; some 15 epochs long")
     bench.add_argument("words", nargs="*", metavar="PRESET|FILE.yaml|section.key=value", help="default: emoji")
-    bench.add_argument("--repetitions", type=int, default=5)
+    bench.add_argument("--repetitions", type=int, default=5, help="default 5; fewer are noisy")
     bench.add_argument("--profile", type=Path, metavar="FILE", help="also write a trace for Perfetto")
     bench.add_argument("-o", "--output", type=Path, help="also write JSON to this file")
     bench.set_defaults(run=_bench)
@@ -114,9 +121,10 @@ def _train(arguments: argparse.Namespace) -> None:
     default = f"runs/{Path(source).stem if source else 'emoji'}"
     config = config.model_copy(update={"output_dir": arguments.output_dir or config.output_dir or default})
     if arguments.dry_run:
-        console.print(config.to_yaml(), end="")
-        from sdpo.build import cost
+        from sdpo.build import check_references, cost
 
+        check_references(config)
+        console.print(config.to_yaml(), end="")
         console.print(cost(config))
         return
     _quiet_libraries()
@@ -125,14 +133,22 @@ def _train(arguments: argparse.Namespace) -> None:
     trainer = Trainer(config)
     report = trainer.train()
     if trainer.processes.is_main:
-        console.print(f"trained {config.epochs} epochs in {trainer.counters['seconds']:.0f} s; the report: {report}")
+        seconds, first = trainer.counters["seconds"], trainer.first_epoch
+        if first > config.epochs:
+            done = f"this run was finished before ({config.epochs} epochs); its report is written again"
+        else:
+            done = f"trained epochs {first} to {config.epochs}, {seconds:.0f} s in all without evaluation"
+        console.print(f"{done}: {report}")
 
 
 def _config(words: Sequence[str]) -> tuple[Config, str | None]:
     """The configuration that the command line describes, and the preset or file it began with."""
     sources = [w for w in words if "=" not in w]
     if len(sources) > 1:
-        raise UserError(f"expected one preset or file, got {', '.join(sources)}; overrides look like section.key=value")
+        raise UserError(
+            f"expected one preset or file, got {', '.join(sources)}. Overrides look like section.key=value, without "
+            "spaces around =, and in quotes where the value has some: 'rewards={colorfulness: 1.0}'"
+        )
     source = sources[0] if sources else None
     return Config.load(source, [w for w in words if "=" in w]), source
 
@@ -207,7 +223,7 @@ def _score(arguments: argparse.Namespace) -> None:
 
     if arguments.batch_size < 1:
         raise UserError("--batch-size must be at least 1")
-    options = dict(parse_assignment(text, "--option") for text in arguments.option)
+    options = dict(parse_assignment(text, "--option", "path=/models/pickscore") for text in arguments.option)
     items = collect(arguments.images, arguments.prompt)
     device = str(Processes(arguments.device).device)
     rows = score_files(items, arguments.reward, options, arguments.batch_size, device)
@@ -277,9 +293,10 @@ def _bench_tables(measured: Measured) -> Group:
 
 
 def _rewards(arguments: argparse.Namespace) -> None:
+    console.print(f"{'name':23} {'scores':13} {'weights':>7}  {'licence':16} what it is")
     for d in DESCRIPTIONS:
         console.print(f"{d.name:23} {d.range:13} {d.size:>7}  {d.licence:16} {d.text}")
-    console.print(f"{'my_module:my_reward':64} your own callable: see docs/rewards.md")
+    console.print(f"{'my_module:my_reward':23} {'yours':13} {'-':>7}  {'':16} your own callable: see docs/rewards.md")
 
 
 def _presets(arguments: argparse.Namespace) -> None:

@@ -26,7 +26,10 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """Which model, and the precision of its frozen weights."""
+    """Which model, the precision of its frozen weights, and how its network runs.
+
+    `compile`: torch.compile of the network's blocks; `tf32`: float32 products in TF32, on GPUs that have it.
+    """
 
     path: str = "emoji"
     revision: str = "main"
@@ -34,6 +37,8 @@ class ModelConfig(_Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     height: Positive | None = None
     width: Positive | None = None
+    compile: bool = False
+    tf32: bool = False
 
 
 class LoraConfig(_Section):
@@ -100,6 +105,7 @@ class TrainConfig(_Section):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    gradient_checkpointing: bool = False
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     kl_weight: Annotated[float, Field(ge=0)] = 0.0
 
@@ -298,7 +304,7 @@ def _read(source: str | Path) -> dict[str, Any]:
     return data
 
 
-def parse_assignment(text: str, what: str) -> tuple[str, Any]:
+def parse_assignment(text: str, what: str, example: str = "train.learning_rate=3e-5") -> tuple[str, Any]:
     """`key=value`, the value in YAML.
 
     Raises:
@@ -306,7 +312,7 @@ def parse_assignment(text: str, what: str) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UserError(f"{what} {text!r}: expected key=value, such as train.learning_rate=3e-5")
+        raise UserError(f"{what} {text!r}: expected key=value, such as {example}")
     try:
         return key, yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -333,7 +339,8 @@ def _explain(error: Any) -> str:
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
         return f"{where}: {message}" if where else message
-    return f"{where}: {error['msg']}, got {error['input']!r}"
+    form = {"list_type": "; write [1, 2, 4]", "dict_type": "; write {name: value}"}.get(error["type"], "")
+    return f"{where}: {error['msg']}, got {error['input']!r}{form}"
 
 
 def _keys(sections: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from sdpo.backbones import PipelineBackbone, load_backbone
 from sdpo.config import Config
 from sdpo.errors import UserError
 from sdpo.evaluation import Evaluation, evaluate
+from sdpo.micro_batch import default_samples
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.processes import Processes
 from sdpo.prompts import load_prompts
 from sdpo.report.stats import paired_gain
+from sdpo.rewards import REWARDS
 
 
 def open_target(target: str) -> tuple[Config, Path | None]:
@@ -27,6 +30,8 @@ def open_target(target: str) -> tuple[Config, Path | None]:
         UserError: if the run has no finished weights.
     """
     run_dir = Path(target)
+    if not run_dir.exists() and (run_dir.is_absolute() or target.startswith(".")):
+        raise UserError(f"there is no run and no model at {target}")
     if not (run_dir / "config.yaml").is_file():
         return Config.load(None, model={"path": target}), None
     config = Config.load(run_dir / "config.yaml")
@@ -55,6 +60,8 @@ def sample_target(target: str, prompt: str, steps: int, seed: int, compare: bool
     """
     processes = Processes(device)
     config, run_dir = open_target(target)
+    if compare and run_dir is None:
+        raise UserError(f"--compare needs the directory of a run, with a base and a tuned model; {target} is a model")
     models = []
     if run_dir is None or compare:
         models.append(build.build_backbone(config, processes.device))
@@ -88,6 +95,9 @@ def evaluate_target(
     """
     processes = Processes(device)
     config, run_dir = open_target(target)
+    for name in [] if rewards else config.rewards:
+        if name not in REWARDS and ":" not in name and "." not in name:
+            raise UserError(f"this run's reward {name!r} was a Python object: name one by --reward, see `sdpo rewards`")
     names = rewards or [*config.rewards, *([config.evaluate.judge] if config.evaluate.judge else [])]
     callables = build.load_rewards(config, names, processes.device)
     chosen = load_prompts(prompts if prompts is not None else config.prompts.train)
@@ -102,7 +112,7 @@ def evaluate_target(
             steps=steps,
             images_per_prompt=images_per_prompt,
             eta=config.sample.eta,
-            micro_batch=2 * build.micro_batch(config.sample.micro_batch, 1024, processes.device),
+            micro_batch=default_samples(math.prod(backbone.latent_shape), processes.device),
             processes=processes,
         )
 

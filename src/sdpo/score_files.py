@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from sdpo.errors import UserError
-from sdpo.rewards import DESCRIPTIONS, PlacedReward, load_reward
+from sdpo.rewards import DESCRIPTIONS, PlacedReward, load_reward, option_names
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -84,7 +84,7 @@ def score_files(
     Args:
         items: what to score.
         rewards: names or dotted paths.
-        options: keyword arguments of the rewards' classes; several rewards share them.
+        options: keyword arguments of the rewards that have them; `name.key` is for one reward alone.
         batch_size: images of one size in a call.
         device: where reward models work.
 
@@ -98,7 +98,8 @@ def score_files(
     for name in rewards:
         if name in {d.name for d in DESCRIPTIONS} - silent and any(not item.prompt for item in items):
             raise UserError(f"reward {name!r} compares an image with its prompt: give --prompt, or a CSV with prompts")
-    callables = {n: PlacedReward(n, load_reward(n, device, options), batch_size, device) for n in rewards}
+    chosen = _options_of(rewards, options)
+    callables = {n: PlacedReward(n, load_reward(n, device, chosen[n]), batch_size, device) for n in rewards}
     rows: list[dict[str, Any]] = [{"image": str(item.image), "prompt": item.prompt} for item in items]
     by_size: dict[tuple[int, int], list[int]] = {}
     for index, item in enumerate(items):
@@ -114,6 +115,20 @@ def score_files(
                 for i, score in zip(chunk, scores, strict=True):
                     rows[i][name] = score
     return rows
+
+
+def _options_of(rewards: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each reward's own options."""
+    chosen: dict[str, dict[str, Any]] = {name: {} for name in rewards}
+    for key, value in options.items():
+        owner, _, bare = key.rpartition(".")
+        takers = [owner] if owner in chosen else [name for name in rewards if key in option_names(name)]
+        if not takers:
+            known = "; ".join(f"{name} has {', '.join(option_names(name)) or 'none'}" for name in rewards)
+            raise UserError(f"--option {key}: there is no such option ({known})")
+        for name in takers:
+            chosen[name][bare if owner in chosen else key] = value
+    return chosen
 
 
 def _size(path: Path) -> tuple[int, int]:

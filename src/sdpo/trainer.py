@@ -82,7 +82,11 @@ class Trainer:
         self.policy = Policy(self.backbone, config.sample.guidance_scale, build.compute_dtype(config, device))
         self.embeddings = PromptEmbeddings(self.backbone, [p.text for p in [*self.prompts, *self.unseen]])
         self.normalizer = build.build_normalizer(config)
-        self.updater = build.build_updater(config, self.policy, self.algorithm, self.processes)
+        build.compile_network(config, self.backbone, self.policy, self.denoiser, self.embeddings)
+        self.micro_batches = build.micro_batches(config, self.policy, self.denoiser, self.embeddings, self.processes)
+        self.updater = build.build_updater(
+            config, self.policy, self.algorithm, self.processes, self.micro_batches.update
+        )
         self.store = CheckpointStore(
             self.run_dir / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_best
         )
@@ -90,6 +94,7 @@ class Trainer:
         self.base: Evaluation | None = None  # before the first epoch
         self.counters: dict[str, float] = {"images": 0, "reward_queries": 0, "denoiser_evaluations": 0, "seconds": 0.0}
         self.epoch = 0
+        self.first_epoch = 1  # of those that this call trains; later than 1 after a resume
 
     # -- the run -----------------------------------------------------------------------------------------
 
@@ -111,7 +116,7 @@ class Trainer:
             ) from error
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"out of memory: {str(error).splitlines()[0]}\n{build.memory_knobs(self.config)}"
+                f"out of memory: {str(error).splitlines()[0]}\n{build.memory_knobs(self.config, self.micro_batches)}"
             ) from error
 
     def _train(self) -> Path:
@@ -186,13 +191,9 @@ class Trainer:
             seed=self.config.seed,
             epoch=epoch,
             branches=self.algorithm.branches,
-            micro_batch=self.sample_micro_batch(len(mine)),
+            micro_batch=self.micro_batches.sample,
             share_first_step=build.shares_first_step(self.config),
         )
-
-    def sample_micro_batch(self, groups: int) -> int:
-        """Groups in a network call while `groups` are sampled."""
-        return build.micro_batch(self.config.sample.micro_batch, groups, self.backbone.device)
 
     def _draw_prompt(self, epoch: int, index: int) -> Prompt:
         """Prompts go round in a new random order each time all have been used."""
@@ -251,7 +252,7 @@ class Trainer:
         options: dict[str, Any] = dict(
             steps=settings.steps,
             eta=self.config.sample.eta,
-            micro_batch=2 * build.micro_batch(self.config.sample.micro_batch, 1024, self.backbone.device),
+            micro_batch=self.micro_batches.sample * self.algorithm.branches,
             processes=self.processes,
         )
         extra: dict[str, Any] = dict(self.counters, judge=settings.judge)
@@ -294,6 +295,7 @@ class Trainer:
             check_same_run(self.config, self.run_dir / "config.yaml")
             self._restore(self.store.load(last))
             self.base = read_scores(self.run_dir, 0)
+        self.first_epoch = self.epoch + 1
         self.processes.barrier()  # all have read what the first process now writes
         if self.processes.is_main:
             discard_after(self.run_dir, self.epoch)
@@ -315,6 +317,7 @@ class Trainer:
                     "normalizer": self.normalizer.state_dict(),
                     "mix": self.mix.state_dict(),
                     "counters": dict(self.counters),
+                    "micro_batches": dataclasses.asdict(self.micro_batches),
                 },
                 score=row.get("eval_gain"),
             )
@@ -333,6 +336,14 @@ class Trainer:
         self.mix.load_state_dict(checkpoint.state["mix"])
         self.counters = dict(checkpoint.state["counters"])
         self.epoch = checkpoint.epoch
+        self._keep_micro_batches(checkpoint.state["micro_batches"])
+
+    def _keep_micro_batches(self, stored: dict[str, int]) -> None:
+        """Those that `auto` found before, as another choice would change the rounding."""
+        settings = {"sample": self.config.sample.micro_batch, "update": self.config.train.micro_batch}
+        kept = {name: stored[name] for name, setting in settings.items() if setting == "auto"}
+        self.micro_batches = dataclasses.replace(self.micro_batches, **kept)
+        self.updater.settings = dataclasses.replace(self.updater.settings, micro_batch=self.micro_batches.update)
 
     def _finish(self) -> Path:
         if self.processes.is_main:

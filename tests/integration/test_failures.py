@@ -54,6 +54,40 @@ def test_other_commands_on_settings_that_no_machine_has(sdpo: Run, tiny_pipeline
     failed(sdpo("evaluate", str(tiny_pipeline), "--device", "gpu"), "device=gpu")
 
 
+def test_a_dry_run_looks_for_what_is_named(sdpo: Run, tmp_path: Path) -> None:
+    failed(sdpo("train", "emoji", "--dry-run", "rewards={colorfulnes: 1.0}"), "Did you mean 'colorfulness'")
+    failed(sdpo("train", "emoji", "--dry-run", "prompts.train=nofile.txt"), "nofile.txt")
+    failed(sdpo("train", "emoji", "--dry-run", "model.path=/nope"), "/nope")
+    assert sdpo("train", "aesthetic", "--dry-run").returncode == 0, "a model of the hub is not looked for"
+    failed(sdpo("train", "emoji", "--dry-run", "evaluate.steps=1,2"), "write [1, 2, 4]")
+    failed(sdpo("train", "emoji", "--dry-run", "epochs", "=", "3"), "without spaces around =")
+
+
+def test_compare_needs_a_run(sdpo: Run, tiny_pipeline: Path) -> None:
+    failed(sdpo("sample", str(tiny_pipeline), "cat", "--compare"), "--compare needs the directory of a run")
+    failed(sdpo("sample", "./nope", "cat"), "no run and no model at ./nope")
+
+
+def test_options_reach_the_rewards_that_have_them(sdpo: Run, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    (tmp_path / "mine.py").write_text(
+        "class R:\n    def __init__(self, strength=1.0): self.s = strength\n"
+        "    def __call__(self, images, prompts, metadata): return self.s * images[:, 0].mean((1, 2))\n"
+    )
+    both = ["score", "--reward", "mine:R", "--reward", "colorfulness", "red.png", "--json"]
+    assert json.loads(sdpo(*both, "--option", "strength=2").stdout)[0]["mine:R"] == 2
+    assert json.loads(sdpo(*both, "--option", "mine:R.strength=3").stdout)[0]["mine:R"] == 3
+    failed(sdpo(*both, "--option", "strenth=2"), "strenth", "mine:R has strength")
+    failed(sdpo(*both, "--option", "strength"), "path=/models")
+
+
+def test_what_a_repeated_command_says(sdpo: Run, command: list[str]) -> None:
+    assert "trained epochs 1 to 2" in sdpo(*command).stdout
+    assert "finished before (2 epochs)" in sdpo(*command).stdout
+
+
 def test_an_option_outside_its_choices(sdpo: Run, command: list[str]) -> None:
     options = ["rewards={imagereward: 1}", "reward_options={imagereward: {mode: offical}}"]
     failed(sdpo(*command, *options), "reward_options.imagereward.mode", "official", "offical")
@@ -274,6 +308,35 @@ def test_trackers_end_without_ending_the_processes(
     monkeypatch.setattr("accelerate.accelerator.filter_trackers", lambda *a, **k: [])
     Trainer(settings(tmp_path / "run", trackers=["tensorboard"]), pipeline=own(tiny_pipeline, torch.float32)).train()
     assert finished
+
+
+def test_a_reward_given_in_python_is_asked_for_by_name(sdpo: Run, tiny_pipeline: Path, tmp_path: Path) -> None:
+    def redness(images: torch.Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> torch.Tensor:
+        return images[:, 0].mean((1, 2))
+
+    Trainer(settings(tmp_path / "run"), pipeline=own(tiny_pipeline, torch.float32), reward=redness).train()
+    failed(sdpo("evaluate", "run", "--steps", "1"), "'redness' was a Python object", "--reward")
+    assert sdpo("evaluate", "run", "--steps", "1", "--reward", "colorfulness").returncode == 0
+
+
+def test_others_can_read_the_weights(tiny_pipeline: Path, tmp_path: Path) -> None:
+    Trainer(settings(tmp_path / "run"), pipeline=own(tiny_pipeline, torch.float32)).train()
+    before = os.umask(0)
+    os.umask(before)
+    mode = (tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors").stat().st_mode & 0o777
+    assert mode == 0o666 & ~before
+
+
+def test_the_embedded_model_loads_as_the_readme_says() -> None:
+    from diffusers import DiffusionPipeline
+
+    import sdpo
+
+    pipeline = DiffusionPipeline.from_pretrained(sdpo.embedded("emoji"), safety_checker=None)
+    image = pipeline("a fox", num_inference_steps=1, guidance_scale=1.0).images[0]
+    assert image.size == (64, 64)
+    with pytest.raises(UserError, match="there is: emoji"):
+        sdpo.embedded("emojis")
 
 
 def test_python_users_see_the_same_errors(tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -81,6 +82,14 @@ class PipelineBackbone(Backbone):
         """Train every weight of the network, in float32; a frozen copy of the base stays for `reference`."""
 
     @abstractmethod
+    def checkpoint_activations(self) -> None:
+        """Recompute activations in the backward pass instead of keeping them: less memory, a third more time."""
+
+    @abstractmethod
+    def compile(self, undo: bool = False) -> None:
+        """Let torch compile the blocks that the network repeats, each kind once; or go back."""
+
+    @abstractmethod
     def load_lora(self, path: Path) -> None:
         """Attach a finished LoRA for sampling, by diffusers' own loader.
 
@@ -97,3 +106,12 @@ class PipelineBackbone(Backbone):
         self, prompts: Sequence[str], num_steps: int, seeds: Sequence[int], guidance_scale: float
     ) -> list[Any]:
         """PIL images by the pipeline's own call: what a user gets who loads the weights elsewhere."""
+
+
+def open_to_others(folder: Path) -> None:
+    """Give files the permissions that the user's umask allows; safetensors makes them readable by their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)

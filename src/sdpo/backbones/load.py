@@ -19,6 +19,32 @@ EMBEDDED = {"emoji": Path(__file__).parents[1] / "assets" / "emoji" / "model"}
 FAMILIES = {"StableDiffusionPipeline": "sdpo.backbones.stable_diffusion:StableDiffusion"}
 
 
+def embedded(name: str) -> str:
+    """The directory of a model that comes with the package, for `DiffusionPipeline.from_pretrained`.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    if name not in EMBEDDED:
+        raise UserError(f"no model {name!r} comes with the package; there is: {', '.join(EMBEDDED)}")
+    return str(EMBEDDED[name])
+
+
+def check_path(path: str) -> Path | None:
+    """The local directory that a model's path names, or None for a name on the hub; loads nothing.
+
+    Raises:
+        UserError: if it can be neither, or the directory holds no pipeline of a supported class.
+    """
+    local = EMBEDDED.get(path, Path(path))
+    if local.is_dir():
+        _check_class(_class_name(local), path)
+        return local
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise UserError(f"model.path: there is no directory {path!r}.")
+    return None
+
+
 def load_backbone(
     path: str,
     *,
@@ -42,30 +68,22 @@ def load_backbone(
         UserError: if it cannot be found, reached or read, or its pipeline class is not supported.
     """
     check_torchvision()
-    local = EMBEDDED.get(path, Path(path))
-    if local.is_dir():
-        family = _family(_class_name(local), path)
-        source = str(local)
-    else:
-        if path.startswith((".", "/", "~")) or path.count("/") > 1:
-            raise UserError(f"model.path: there is no directory {path!r}.")
-        family, source = None, path
+    local = check_path(path)
     from diffusers import DiffusionPipeline
 
     try:
         pipeline = DiffusionPipeline.from_pretrained(
-            source,
+            str(local or path),
             revision=revision,
             variant=variant,
             dtype=dtype,
             use_safetensors=True,
-            local_files_only=local.is_dir(),
+            local_files_only=local is not None,
             safety_checker=None,  # it would black out images, and training has no use for it
         )
     except Exception as error:  # whatever the hub or a damaged file raised: the user needs one message, with the cause
-        raise UserError(_loading_failed(path, revision, local.is_dir(), error)) from error
-    family = family or _family(type(pipeline).__name__, path)
-    return family(pipeline, device=torch.device(device), size=size)
+        raise UserError(_loading_failed(path, revision, local is not None, error)) from error
+    return _family(type(pipeline).__name__, path)(pipeline, device=torch.device(device), size=size)
 
 
 def wrap_pipeline(
@@ -79,11 +97,15 @@ def wrap_pipeline(
     return _family(type(pipeline).__name__, type(pipeline).__name__)(pipeline, device=torch.device(device), size=size)
 
 
-def _family(class_name: str, path: str) -> Any:
+def _check_class(class_name: str, path: str) -> None:
     if class_name not in FAMILIES:
         raise UserError(
             f"model.path {path!r} is a {class_name}, which is not supported. Supported: {', '.join(FAMILIES)}."
         )
+
+
+def _family(class_name: str, path: str) -> Any:
+    _check_class(class_name, path)
     module, _, attribute = FAMILIES[class_name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 

@@ -12,12 +12,13 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
-from sdpo.backbones.base import Conditioning, PipelineBackbone
+from sdpo.backbones.base import Conditioning, PipelineBackbone, open_to_others
 from sdpo.denoisers import DDIM
 from sdpo.errors import UserError
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 ADAPTER = "default"
+REPEATED = ("BasicTransformerBlock", "ResnetBlock2D")  # what torch.compile takes, class by class
 
 
 class StableDiffusion(PipelineBackbone):
@@ -118,6 +119,19 @@ class StableDiffusion(PipelineBackbone):
         self.pipeline.unet.float().requires_grad_(True)
         self._initial = {n: p.detach().clone() for n, p in self.pipeline.unet.named_parameters()}
 
+    def checkpoint_activations(self) -> None:
+        """See `PipelineBackbone.checkpoint_activations`."""
+        self.pipeline.unet.enable_gradient_checkpointing()
+
+    def compile(self, undo: bool = False) -> None:
+        """See `PipelineBackbone.compile`."""
+        for module in self.pipeline.unet.modules():
+            if type(module).__name__ in REPEATED:
+                if undo:
+                    module._compiled_call_impl = None
+                else:
+                    module.compile(dynamic=True)
+
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """See `Backbone.trainable_parameters`."""
         return {n: p for n, p in self.pipeline.unet.named_parameters() if p.requires_grad}
@@ -151,6 +165,7 @@ class StableDiffusion(PipelineBackbone):
         """See `PipelineBackbone.save`: `lora/pytorch_lora_weights.safetensors`, or a whole pipeline in `model/`."""
         if self._lora_config is None:
             self.pipeline.save_pretrained(run_dir / "model", safe_serialization=True)
+            open_to_others(run_dir / "model")
             return run_dir / "model"
         state = {n: p.detach().cpu().contiguous() for n, p in get_peft_model_state_dict(self.pipeline.unet).items()}
         metadata = self._lora_config.to_dict()
@@ -161,6 +176,7 @@ class StableDiffusion(PipelineBackbone):
             unet_lora_adapter_metadata=metadata,
             safe_serialization=True,
         )
+        open_to_others(run_dir / "lora")
         return run_dir / "lora"
 
     def load_lora(self, path: Path) -> None:

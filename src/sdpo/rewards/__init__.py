@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -70,14 +71,14 @@ DESCRIPTIONS = (
     Description(
         "jpeg_incompressibility", "> 0", "the size as JPEG, quality 95, in kB (Black et al. 2023)", reads_prompt=False
     ),
-    Description("colorfulness", "0 … 110", "M of Hasler & Süsstrunk 2003, for pixels of 0 … 255", reads_prompt=False),
+    Description("colorfulness", ">= 0", "M of Hasler & Süsstrunk 2003, for pixels of 0 … 255", reads_prompt=False),
     Description("aesthetic", "1 … 10", "LAION aesthetic predictor on CLIP ViT-L/14; images alone", reads_prompt=False),
     Description("imagereward", "-2 … 2", "ImageReward v1.0 (Xu et al. 2023)"),
     Description("hpsv2", "0.2 … 0.35", "Human Preference Score v2 (Wu et al. 2023)"),
     Description("hpsv2.1", "0.2 … 0.35", "Human Preference Score v2.1"),
     Description("pickscore", "18 … 24", "PickScore v1 (Kirstain et al. 2023)"),
     Description("clipscore", "0.3 … 0.9", "2.5 · cosine of CLIP ViT-L/14 (Hessel et al. 2021)"),
-    Description("http", "the server's", "your server, JSON over HTTP; reward_options.http.url"),
+    Description("http", "the server's", "your server, JSON over HTTP; reward_options.http.url", reads_prompt=False),
     Description(
         "vlm", "0 … 1", "a vision-language model behind an OpenAI-compatible API; reward_options.vlm.base_url, .model"
     ),
@@ -127,6 +128,22 @@ def load_reward(name: str, device: str = "cpu", options: Mapping[str, Any] | Non
     return reward  # type: ignore[no-any-return]
 
 
+def option_names(name: str) -> list[str]:
+    """The options that a reward's class has.
+
+    Raises:
+        UserError: see `resolve`.
+    """
+    found = resolve(name, REWARDS)
+    if name not in REWARDS and not isinstance(found, type):
+        return []  # a function: it is the reward itself
+    try:
+        parameters = inspect.signature(found).parameters
+    except (TypeError, ValueError):  # a class of C code tells nothing
+        return []
+    return [p for p in parameters if p != "device" or name not in REWARDS]
+
+
 def _check_choices(name: str, found: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Refuse a value that an option's `Literal` annotation does not list."""
     hints = get_type_hints(vars(found)["__init__"] if isinstance(found, type) and "__init__" in vars(found) else found)
@@ -145,4 +162,5 @@ __all__ = [
     "check_reward_name",
     "checked_scores",
     "load_reward",
+    "option_names",
 ]

@@ -63,7 +63,8 @@ def build_backbone(config: Config, device: torch.device, pipeline: Any = None) -
     """
     model = config.model
     if pipeline is not None:
-        pipeline.to(dtype=compute_dtype(config, device))
+        if compute_dtype(config, device) != DTYPES[model.dtype]:
+            pipeline.to(dtype=compute_dtype(config, device))
         return wrap_pipeline(pipeline, device, (model.height, model.width))
     if model.path == IN_PYTHON:
         raise UserError(

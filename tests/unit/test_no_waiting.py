@@ -1,0 +1,89 @@
+"""In the loops over steps the host never waits for the device: no tensor becomes a Python number there."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from plane import Plane
+
+import sdpo
+from sdpo import sampler
+from sdpo.algorithms import SDPO
+from sdpo.policy import Policy, PromptEmbeddings
+from sdpo.prompts import Prompt
+from sdpo.types import Trajectories
+from sdpo.update import Updater, UpdateSettings
+
+ROOT = Path(sdpo.__file__).parent
+WAITING = ["item", "cpu", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__"]
+# Everything that runs once a step; None is all of a file.
+IN_THE_LOOPS: dict[str, set[str] | None] = {
+    "sampler.py": {"_walk"},
+    "policy.py": {"transition", "take", "to_device", "autocast"},
+    "update.py": {"_accumulate", "_step_batch", "network_rows", "_average_gradients", "_average"},
+    "gaussian.py": None,
+    "returns.py": {"temporal_weights"},
+    "denoisers/ddim.py": {"transition"},
+    "algorithms/sdpo.py": None,
+}
+
+
+@pytest.mark.parametrize("place", IN_THE_LOOPS)
+def test_nothing_in_the_loops_asks_for_a_number(place: str) -> None:
+    wanted = IN_THE_LOOPS[place]
+    tree = ast.parse((ROOT / place).read_text(encoding="utf-8"))
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and (wanted is None or n.name in wanted)]
+    assert wanted is None or {f.name for f in functions} == wanted
+    for function in functions:
+        called = {
+            n.func.attr for n in ast.walk(function) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)
+        }
+        assert not called & set(WAITING), f"{place}: {function.name}"
+
+
+@contextlib.contextmanager
+def forbidden() -> Iterator[None]:
+    def fail(*arguments: Any, **keywords: Any) -> Any:
+        raise AssertionError("a tensor was read by the host")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in WAITING:
+            patch.setattr(torch.Tensor, name, fail)
+        yield
+
+
+def test_the_loops_run_without_a_tensor_being_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = Policy(Plane())
+    denoiser, embeddings = policy.backbone.denoiser(3, 1.0), PromptEmbeddings(policy.backbone)
+    walk, accumulate = sampler._walk, Updater._accumulate
+
+    def watched_walk(*arguments: Any) -> Iterator[Any]:
+        steps = walk(*arguments)
+        for _ in range(denoiser.num_steps):
+            with forbidden():
+                step = next(steps)
+            yield step
+
+    def watched_accumulate(*arguments: Any) -> Any:
+        with forbidden():
+            return accumulate(*arguments)
+
+    monkeypatch.setattr(sampler, "_walk", watched_walk)
+    monkeypatch.setattr(Updater, "_accumulate", watched_accumulate)
+    parts = sampler.rollout(policy, denoiser, embeddings, [Prompt("x")] * 4, range(4), seed=0, epoch=1, branches=2,
+                            micro_batch=2)  # fmt: skip
+    trajectories = Trajectories.concatenate(list(parts))
+    parameters = list(policy.backbone.trainable_parameters().values())
+    optimizer = torch.optim.AdamW(parameters)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    updater = Updater(policy, SDPO(), UpdateSettings(batch_size=4, micro_batch=2, kl_weight=0.1), optimizer, schedule)
+    advantages = torch.randn(trajectories.log_prob.shape)
+    updater.run(trajectories, advantages, denoiser, embeddings, 1)
+    with pytest.raises(AssertionError, match="read by the host"), forbidden():
+        torch.ones(1).item()

@@ -27,6 +27,7 @@ REWARDS: dict[str, str] = {
     "clipscore": "sdpo.rewards.clipscore:load",
     "http": "sdpo.rewards.http:HttpReward",
     "vlm": "sdpo.rewards.vlm:VlmJudge",
+    "ray": "sdpo.rewards.ray_pool:RayPool",
 }
 
 
@@ -82,6 +83,7 @@ DESCRIPTIONS = (
     Description(
         "vlm", "0 … 1", "a vision-language model behind an OpenAI-compatible API; reward_options.vlm.base_url, .model"
     ),
+    Description("ray", "its own", "any reward in a pool of Ray actors; reward_options.ray.reward", reads_prompt=False),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 import tempfile
 import time
@@ -102,13 +103,14 @@ class Measured:
     threads: int = field(default_factory=torch.get_num_threads)
 
 
-def bench(config: Config, repetitions: int = 5, profile: Path | None = None) -> Measured:
+def bench(config: Config, repetitions: int = 5, profile: Path | None = None, bare: bool = True) -> Measured:
     """Time epochs and the bare network, interleaved.
 
     Args:
         config: of the run; evaluation is off, everything else is as in training.
         repetitions: of each measurement, after one to warm up.
         profile: where to write a trace of one more epoch, for Perfetto or chrome://tracing.
+        bare: whether to time the bare network; without, the limit and the ratio are nan.
 
     Raises:
         UserError: as training would.
@@ -117,7 +119,7 @@ def bench(config: Config, repetitions: int = 5, profile: Path | None = None) -> 
         never = config.evaluate.model_copy(update={"every": 0})
         length = config.epochs + repetitions + 3  # no epoch is the last, which would be evaluated
         trainer = Trainer(config.model_copy(update={"output_dir": folder, "evaluate": never, "epochs": length}))
-        return _Bench(trainer).run(repetitions, profile)
+        return _Bench(trainer).run(repetitions, profile, bare)
 
 
 class _Bench:
@@ -165,7 +167,7 @@ class _Bench:
 
         return wrapper
 
-    def run(self, repetitions: int, profile: Path | None) -> Measured:
+    def run(self, repetitions: int, profile: Path | None, bare: bool) -> Measured:
         trainer = self.trainer
         groups, branches = (
             trainer.config.sample.prompts_per_epoch // trainer.processes.count,
@@ -173,34 +175,10 @@ class _Bench:
         )
         self._epoch()  # warms up
         count = {"forward": self.evaluations["sample"], "backward": self.evaluations["update"]}
-        batch = {
-            "sample": trainer.micro_batches.sample * branches,
-            "update": trainer.micro_batches.update * branches,
-            "forward": self._best(self._forward, count["forward"], trainer.micro_batches.sample * branches),
-            "backward": self._best(self._backward, count["backward"], trainer.micro_batches.update * branches),
-        }
+        own = {"forward": trainer.micro_batches.sample * branches, "backward": trainer.micro_batches.update * branches}
+        best = {name: self._best(name, count[name], own[name]) for name in own} if bare else own
         reset_peak(self.device)
-        rows: list[dict[str, float]] = []
-        for _ in range(repetitions):
-            row = self._epoch()
-            row["peak"] = float(peak(self.device))
-            for name, function, size in (
-                ("forward_same", self._forward, batch["sample"]),
-                ("forward_best", self._forward, batch["forward"]),
-                ("backward_same", self._backward, batch["update"]),
-                ("backward_best", self._backward, batch["backward"]),
-            ):
-                row[name] = self._per_sample(function, size, count[name.partition("_")[0]])
-            row["decode_bare"] = self._time(lambda: [self.bare_decode(latents) for latents in self.images])
-            row["reward_bare"] = self._time(lambda: [self.bare_start(*call)() for call in self.calls])
-            row["limit"] = (
-                count["forward"] * row["forward_best"]
-                + count["backward"] * row["backward_best"]
-                + row["decode_bare"]
-                + row["reward_bare"]
-            )
-            row["ratio"] = row["epoch"] / row["limit"]
-            rows.append(row)
+        rows = [self._row(count, own, best, bare) for _ in range(repetitions)]
         encode = self._time(lambda: PromptEmbeddings(self.backbone, [p.text for p in trainer.prompts]))
         if profile is not None:
             self._profile(profile)
@@ -210,26 +188,32 @@ class _Bench:
             phases={name: median[name] for name in PHASES},
             encode=encode,
             evaluations=count,
-            bare={
-                name: median[name]
-                for name in (
-                    "forward_same",
-                    "forward_best",
-                    "backward_same",
-                    "backward_best",
-                    "decode_bare",
-                    "reward_bare",
-                )
-            },
-            batch=batch,
-            limit=median["limit"],
-            ratio=median["ratio"],
-            ratios=[row["ratio"] for row in rows],
+            bare={name.removeprefix("bare_"): median[name] for name in median if name.startswith("bare_")},
+            batch={"sample": own["forward"], "update": own["backward"], **best},
+            limit=median.get("limit", math.nan),
+            ratio=median.get("ratio", math.nan),
+            ratios=[row["ratio"] for row in rows if "ratio" in row],
             samples_per_second=groups * branches / median["epoch"],
             peak_bytes=int(max(row["peak"] for row in rows)),
             device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device),
             repetitions=repetitions,
         )
+
+    def _row(self, count: dict[str, int], own: dict[str, int], best: dict[str, int], bare: bool) -> dict[str, float]:
+        """One repetition: an epoch, then the bare network."""
+        row = self._epoch()
+        row["peak"] = float(peak(self.device))
+        if not bare:
+            return row
+        for name in own:
+            row[f"bare_{name}_same"] = self._per_sample(name, own[name], count[name])
+            row[f"bare_{name}_best"] = self._per_sample(name, best[name], count[name])
+        row["bare_decode"] = self._time(lambda: [self.bare_decode(latents) for latents in self.images])
+        row["bare_reward"] = self._time(lambda: [self.bare_start(*call)() for call in self.calls])
+        row["limit"] = row["bare_decode"] + row["bare_reward"]
+        row["limit"] += sum(count[name] * row[f"bare_{name}_best"] for name in own)
+        row["ratio"] = row["epoch"] / row["limit"]
+        return row
 
     def _epoch(self) -> dict[str, float]:
         self.images.clear()
@@ -271,22 +255,22 @@ class _Bench:
 
         return call
 
-    def _best(self, make: Callable[[int], Callable[[], None]], limit: int, own: int) -> int:
+    def _best(self, kind: str, limit: int, own: int) -> int:
         """The batch size with the least time a sample, the run's own among them, up to what memory takes."""
         found: dict[int, float] = {}
         for size in sorted({*_SIZES, own}):
             if size > limit:
                 break
             try:
-                self._per_sample(make, size, size)
-                found[size] = min(self._per_sample(make, size, 2 * size) for _ in range(3))
+                self._per_sample(kind, size, size)
+                found[size] = min(self._per_sample(kind, size, 2 * size) for _ in range(3))
             except torch.OutOfMemoryError:
                 break
         return min(found, key=found.__getitem__)
 
-    def _per_sample(self, make: Callable[[int], Callable[[], None]], size: int, count: int) -> float:
-        """Seconds a sample, over `count` samples in calls of `size`."""
-        call = make(size)
+    def _per_sample(self, kind: str, size: int, count: int) -> float:
+        """Seconds a sample, over `count` samples in calls of `size`, `forward` or `backward`."""
+        call = {"forward": self._forward, "backward": self._backward}[kind](size)
         calls = max(1, round(count / size))
 
         def all_calls() -> None:

@@ -282,7 +282,7 @@ def _bench_tables(measured: Measured) -> Group:
             label_of = f"{label}, {'as in the run' if where == 'same' else 'at its best'}"
             limit.add_row(label_of, str(count[name]), str(size), f"{1e3 * each:.2f}", f"{each * count[name]:.3f}")
     for name in ("decode", "reward"):
-        limit.add_row(name, "", "", "", f"{bare[name + '_bare']:.3f}")
+        limit.add_row(name, "", "", "", f"{bare[name]:.3f}")
     limit.add_row("limit (at its best)", "", "", "", f"{measured.limit:.3f}", style="bold")
     line = (
         f"epoch / limit: {measured.ratio:.3f} (median; each: {', '.join(f'{r:.3f}' for r in measured.ratios)})\n"

@@ -16,7 +16,7 @@ import torch
 
 from sdpo.advantages import Normalizer, PairNormalizer, StepwiseNormalizer
 from sdpo.algorithms import Algorithm
-from sdpo.backbones import PipelineBackbone, check_path, load_backbone, wrap_pipeline
+from sdpo.backbones import Backbone, PipelineBackbone, check_path, load_backbone, wrap_pipeline
 from sdpo.config import Config, ModelConfig, TrainConfig
 from sdpo.denoisers import Denoiser
 from sdpo.errors import UserError
@@ -280,6 +280,12 @@ def micro_batches(
             samples = default_samples(math.prod(policy.backbone.latent_shape), device)
             chosen[name] = even(shares[name], max(1, samples // branches))
     return MicroBatches(**processes.broadcast(chosen))
+
+
+def decode_batch(config: Config, backbone: Backbone) -> int:
+    """Images in a decoder call; `auto` is 8 of 512², whose decoding already fills a GPU, and 32 of small ones."""
+    setting = config.scoring.decode_batch
+    return max(1, min(32, 2**15 // math.prod(backbone.latent_shape[1:]))) if setting == "auto" else setting
 
 
 def check_processes(config: Config, processes: int) -> None:

@@ -129,7 +129,7 @@ class ScoringConfig(_Section):
     `offload` keeps reward models on the CPU while the denoising network is trained.
     """
 
-    decode_batch: Positive = 32
+    decode_batch: MicroBatch = "auto"
     batch_size: Positive = 64
     device: str = "auto"
     offload: bool = False

@@ -64,6 +64,7 @@ def evaluate(
     images_per_prompt: int,
     eta: float,
     micro_batch: int,
+    decode_batch: int = 32,
     processes: Processes,
 ) -> Evaluation:
     """Sample every prompt `images_per_prompt` times at each number of steps and score the images.
@@ -89,7 +90,7 @@ def evaluate(
             scores: dict[str, list[float]] = {name: [] for name in rewards}
             shown: list[tuple[int, Tensor]] = []
             done = 0
-            for images in final_images(policy, denoiser, embeddings, texts, mine, micro_batch):
+            for images in final_images(policy, denoiser, embeddings, texts, mine, micro_batch, decode_batch):
                 rows = slice(done, done + len(images))
                 done = rows.stop
                 for name, reward in rewards.items():

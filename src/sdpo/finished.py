@@ -112,6 +112,7 @@ def evaluate_target(
             steps=steps,
             images_per_prompt=images_per_prompt,
             eta=config.sample.eta,
+            decode_batch=build.decode_batch(config, backbone),
             micro_batch=default_samples(math.prod(backbone.latent_shape), processes.device),
             processes=processes,
         )

@@ -51,26 +51,26 @@ def rollout(
         texts, index = [p.text for p in prompts[rows]], sample_index[rows]
         keys = [(seed, epoch, i) for i in index]
         start = to_device(seeds.normal(shape, [(*key, "start") for key in keys]), device)
-        # Of all steps at once: nothing that the loop over steps would have to wait for.
-        steps = range(denoiser.num_steps)
-        drawn = [seeds.normal((branches, *shape), [(*key, f"step {step}") for key in keys]) for step in steps]
-        noise = to_device(torch.stack(drawn).flatten(1, 2), device)  # [T, n K, C, H, W]
-        states, x0, log_prob = [start.repeat_interleave(branches, 0)], [], []
-        prompt_rows = embeddings.rows(texts)
-        for transition, following in _walk(
-            policy, denoiser, embeddings, prompt_rows, start, noise, branches, share_first_step
-        ):
-            log_prob.append(gaussian.log_prob(following, transition.mean, transition.std))
-            x0.append(transition.x0)
-            states.append(following)
+        noise = to_device(_noise((branches, *shape), keys, denoiser.num_steps).flatten(1, 2), device)
+        # Filled step by step: a list of steps, stacked in the end, would hold everything twice.
+        states = start.new_empty(len(index), branches, denoiser.num_steps + 1, *shape)
+        x0, log_prob = torch.empty_like(states[:, :, 1:]), start.new_empty(len(index), branches, denoiser.num_steps)
+        states[:, :, 0] = start[:, None]
+        walk = _walk(policy, denoiser, embeddings, embeddings.rows(texts), start, noise, branches, share_first_step)
+        for step, (transition, following) in enumerate(walk):
+            density = gaussian.log_prob(following, transition.mean, transition.std)
+            log_prob[:, :, step] = density.unflatten(0, (-1, branches))
+            x0[:, :, step] = transition.x0.unflatten(0, (-1, branches))
+            states[:, :, step + 1] = following.unflatten(0, (-1, branches))
+        del noise
         yield Trajectories(
             prompts=texts,
             metadata=[p.metadata for p in prompts[rows]],
             sample_index=torch.tensor(list(index)),
-            states=torch.stack(states, dim=1).unflatten(0, (-1, branches)),
-            log_prob=torch.stack(log_prob, dim=1).unflatten(0, (-1, branches)),
+            states=states,
+            log_prob=log_prob,
             stochastic=denoiser.stochastic,
-            x0=torch.stack(x0, dim=1).unflatten(0, (-1, branches)),
+            x0=x0,
             shared_first_step=share_first_step,
         )
 
@@ -82,24 +82,24 @@ def final_images(
     prompts: Sequence[str],
     image_seeds: Sequence[int],
     micro_batch: int,
+    decode_batch: int = 32,
 ) -> Iterator[Tensor]:
     """Images of N single trajectories on fixed seeds, decoded from the last step's x̂.
 
     Image i depends on prompts[i], image_seeds[i] and the weights alone.
 
     Yields:
-        float32 [n, 3, H, W] in [0, 1], n at most `micro_batch`, in order.
+        float32 [n, 3, H, W] in [0, 1], n at most `micro_batch` and `decode_batch`, in order.
     """
     shape, device = policy.backbone.latent_shape, policy.backbone.device
     for rows in _slices(len(prompts), micro_batch):
         keys = [(i, "image") for i in image_seeds[rows]]
         start = to_device(seeds.normal(shape, [(*key, "start") for key in keys]), device)
-        steps = range(denoiser.num_steps)
-        drawn = [seeds.normal(shape, [(*key, f"step {step}") for key in keys]) for step in steps]
-        noise = to_device(torch.stack(drawn), device)
+        noise = to_device(_noise(shape, keys, denoiser.num_steps), device)
         for transition, _ in _walk(policy, denoiser, embeddings, embeddings.rows(prompts[rows]), start, noise):
             last = transition.x0
-        yield policy.backbone.decode(last)
+        for latents in last.split(decode_batch):
+            yield policy.backbone.decode(latents)
 
 
 def _walk(
@@ -143,6 +143,14 @@ def _walk(
                 transition = transition[expand]
             x = gaussian.sample(transition.mean, transition.std, noise[step])
         yield transition, x
+
+
+def _noise(shape: tuple[int, ...], keys: Sequence[tuple[int | str, ...]], num_steps: int) -> Tensor:
+    """Every sample's noise of all steps at once, [T, n, *shape]: nothing the loop over steps would have to wait for."""
+    noise = torch.empty(num_steps, len(keys), *shape)
+    for step in range(num_steps):
+        noise[step] = seeds.normal(shape, [(*key, f"step {step}") for key in keys])
+    return noise
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

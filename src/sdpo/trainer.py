@@ -84,6 +84,7 @@ class Trainer:
         self.normalizer = build.build_normalizer(config)
         build.compile_network(config, self.backbone, self.policy, self.denoiser, self.embeddings)
         self.micro_batches = build.micro_batches(config, self.policy, self.denoiser, self.embeddings, self.processes)
+        self.decode_batch = build.decode_batch(config, self.backbone)
         self.updater = build.build_updater(
             config, self.policy, self.algorithm, self.processes, self.micro_batches.update
         )
@@ -164,16 +165,19 @@ class Trainer:
             self.backbone,
             self.mix,
             self.algorithm.reward_plan,
-            decode_batch=self.config.scoring.decode_batch,
+            decode_batch=self.decode_batch,
             batch_size=self.config.scoring.batch_size,
             gather=self._gather_scores,
         )
-        parts = []
-        with self.mix.resident():
+
+        def scored() -> Iterator[Trajectories]:
             for part in self._sample(epoch):
                 scorer.add(part)
-                parts.append(dataclasses.replace(part, x0=None))
-            return Trajectories.concatenate(parts), scorer.finish()
+                yield part
+
+        with self.mix.resident():
+            groups = self.config.sample.prompts_per_epoch // self.processes.count
+            return Trajectories.collect(scored(), groups), scorer.finish()
 
     def _sample(self, epoch: int) -> Iterator[Trajectories]:
         """Of every batch, a slice. Prompts and their order depend on the global index alone."""
@@ -253,6 +257,7 @@ class Trainer:
             steps=settings.steps,
             eta=self.config.sample.eta,
             micro_batch=self.micro_batches.sample * self.algorithm.branches,
+            decode_batch=self.decode_batch,
             processes=self.processes,
         )
         extra: dict[str, Any] = dict(self.counters, judge=settings.judge)

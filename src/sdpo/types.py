@@ -10,11 +10,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -49,17 +48,28 @@ class Trajectories:
         return self.log_prob.shape[2]
 
     @staticmethod
-    def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
-        """All groups of several parts, in order, without x̂."""
-        return Trajectories(
-            prompts=[prompt for p in parts for prompt in p.prompts],
-            metadata=[record for p in parts for record in p.metadata],
-            sample_index=torch.cat([p.sample_index for p in parts]),
-            states=torch.cat([p.states for p in parts]),
-            log_prob=torch.cat([p.log_prob for p in parts]),
-            stochastic=parts[0].stochastic,
-            shared_first_step=parts[0].shared_first_step,
-        )
+    def collect(parts: Iterable[Trajectories], groups: int) -> Trajectories:
+        """All B groups of several parts, in order, without x̂; holds one part at a time besides the whole."""
+        whole: Trajectories | None = None
+        for part in parts:
+            if whole is None:
+                whole = Trajectories(
+                    prompts=[],
+                    metadata=[],
+                    sample_index=part.sample_index.new_empty(groups),
+                    states=part.states.new_empty(groups, *part.states.shape[1:]),
+                    log_prob=part.log_prob.new_empty(groups, *part.log_prob.shape[1:]),
+                    stochastic=part.stochastic,
+                    shared_first_step=part.shared_first_step,
+                )
+            rows = slice(len(whole.prompts), len(whole.prompts) + len(part.prompts))
+            whole.prompts += part.prompts
+            whole.metadata += part.metadata
+            for name in ("sample_index", "states", "log_prob"):
+                getattr(whole, name)[rows] = getattr(part, name)
+        if whole is None or len(whole.prompts) != groups:
+            raise ValueError(f"expected {groups} groups, got {len(whole.prompts) if whole else 0}")
+        return whole
 
 
 @dataclass

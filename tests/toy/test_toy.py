@@ -26,7 +26,7 @@ def rewards_by_steps(policy: Policy) -> dict[int, float]:
     found = {}
     for steps in (1, 2, 4, 8):
         denoiser = policy.backbone.denoiser(steps, 1.0)
-        (images,) = final_images(policy, denoiser, PromptEmbeddings(policy.backbone), ["x"] * 200, range(200), 200)
+        (images,) = final_images(policy, denoiser, PromptEmbeddings(policy.backbone), ["x"] * 200, range(200), 200, 200)
         found[steps] = closeness(images, [], []).mean().item()
     return found
 

@@ -78,7 +78,7 @@ def test_the_loops_run_without_a_tensor_being_read(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Updater, "_accumulate", watched_accumulate)
     parts = sampler.rollout(policy, denoiser, embeddings, [Prompt("x")] * 4, range(4), seed=0, epoch=1, branches=2,
                             micro_batch=2)  # fmt: skip
-    trajectories = Trajectories.concatenate(list(parts))
+    trajectories = Trajectories.collect(parts, 4)
     parameters = list(policy.backbone.trainable_parameters().values())
     optimizer = torch.optim.AdamW(parameters)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)

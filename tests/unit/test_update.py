@@ -43,7 +43,7 @@ def sampled(policy: Policy, groups: int = 6) -> Trajectories:
         policy, policy.backbone.denoiser(T, 1.0), PromptEmbeddings(policy.backbone), prompts, range(groups),
         seed=0, epoch=1, branches=2, micro_batch=groups,
     )  # fmt: skip
-    return Trajectories.concatenate(list(parts))
+    return Trajectories.collect(parts, groups)
 
 
 def make(algorithm: Algorithm | None = None, lr: float = 0.1, ema: float | None = None, **settings: Any) -> Updater:
@@ -207,7 +207,7 @@ def test_branches_can_share_the_network_evaluation_of_the_first_step() -> None:
         parts = list(rollout(policy, denoiser, embeddings, [Prompt("x")] * 6, range(6), seed=0, epoch=1, branches=3,
                              micro_batch=4, share_first_step=share))  # fmt: skip
         assert policy.evaluations == 6 * 3 * T - (6 * 2 if share else 0)
-        trajectories = Trajectories.concatenate(parts)
+        trajectories = Trajectories.collect(parts, 6)
         advantages = torch.randn(trajectories.log_prob.shape, generator=torch.Generator().manual_seed(0))
         metrics = updater.run(trajectories, advantages, denoiser, embeddings, epoch=1)
         assert metrics["on_policy_log_ratio"] < 1e-5

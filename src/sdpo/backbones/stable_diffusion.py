@@ -125,6 +125,8 @@ class StableDiffusion(PipelineBackbone):
 
     def compile(self, undo: bool = False) -> None:
         """See `PipelineBackbone.compile`."""
+        # The blocks of a class share code but not sizes: one variant for each, where dynamo stops at eight.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for module in self.pipeline.unet.modules():
             if type(module).__name__ in REPEATED:
                 if undo:

@@ -230,7 +230,7 @@ def test_result_table_shows_hand_numbers(tmp_path: Path) -> None:
         file.write_text(json.dumps(record))
     html = write_report(run_dir).read_text(encoding="utf-8")
     assert "<td>2.50</td><td>3.50</td>" in html
-    assert "+1.00 ± 0.71" in html and "within 2 s.e." in html
+    assert "+1.00 ± 0.71" in html and "too few images to tell" in html
     # Judge: 25 % → 75 %; differences 1 0 1 0 have the sample variance 1/3, so √(1/3)/2 = 28.9 points.
     assert "<td>25 %</td><td>75 %</td>" in html and "+50 ± 29 pp" in html
 
@@ -359,3 +359,34 @@ def test_numbers_read_well() -> None:
     assert decimals_for([0.0123], [0.5]) == 3 and decimals_for([math.nan], [12.3]) == 2
     assert [duration(s) for s in (5, 100, 4000)] == ["5 s", "2 min", "1 h 07 min"]
     assert thin([1.0, 2.0, 3.0], [1.0, 3.0, 5.0], limit=2) == ([1.5, 3.0], [2.0, 5.0], 2)
+
+
+def test_use_it_can_be_run_for_packaged_given_and_hub_models(tmp_path: Path) -> None:
+    for model, words in (
+        ("emoji", "sdpo.embedded(&quot;emoji&quot;)"),
+        ("owner/name", "from_pretrained(&quot;owner/name&quot;)"),
+        ("(in Python)", "# pipe: the pipeline that was trained"),
+    ):
+        run_dir = build_run(tmp_path / model.replace("/", "_"), epochs=2)
+        config = yaml.safe_load((run_dir / "config.yaml").read_text())
+        config["model"] = {"path": model}
+        config["lora"] = {"rank": 2}
+        (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+        html = write_report(run_dir).read_text(encoding="utf-8")
+        assert words in html, model
+
+
+def test_a_metric_that_stays_zero_is_a_line_of_text_and_null_is_skipped(tmp_path: Path) -> None:
+    run_dir = build_run(tmp_path / "r", epochs=3)
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row.update({"train/clip_fraction": 0.0, "reward/first_step": None})
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html = write_report(run_dir).read_text(encoding="utf-8")
+    assert "0 in every epoch: Clip fraction" in html
+
+
+def test_the_pictures_come_before_the_curves(tmp_path: Path) -> None:
+    html = write_report(build_run(tmp_path / "r")).read_text(encoding="utf-8")
+    order = [html.index(f"<h2>{title}") for title in ("Result", "Before and after", "Learning curves", "Cost")]
+    assert order == sorted(order)

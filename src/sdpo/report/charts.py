@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from sdpo.report.data import COSTS, Run
 from sdpo.report.looks import step_label, time_unit
 from sdpo.report.stats import SplitName, curve, score_names, step_counts, thin
@@ -16,8 +18,8 @@ _TRAINING = {
 }
 
 
-def learning_curves(run: Run, name: str, split: SplitName = "seen") -> str:
-    """One score at each step count: against samples, reward queries, network evaluations and time."""
+def learning_curves(run: Run, name: str, split: SplitName = "seen") -> list[str]:
+    """One score at each step count: a chart against samples, reward queries, network evaluations and time each."""
     counts = step_counts(run)
     curves = {steps: curve(run, name, steps, split) for steps in counts}
     judged = name in run.judges
@@ -37,8 +39,14 @@ def learning_curves(run: Run, name: str, split: SplitName = "seen") -> str:
             series.append(Series(step_label(steps), xs, ys, i))
         axis = "recognised, %" if judged else "mean reward"
         title = f"{name}, unseen prompts" if split == "unseen" else f"against {COSTS[cost]}"
-        charts.append(line_chart(title, series, label, axis, (0.0, 100.0) if judged else None))
-    return "".join(charts)
+        charts.append(line_chart(title, series, label, axis, _percent_range(series) if judged else None))
+    return charts
+
+
+def _percent_range(series: list[Series]) -> tuple[float, float]:
+    """From the ten below the smallest value to 100."""
+    values = [y for s in series for y in s.ys]
+    return (max(0.0, 10.0 * math.floor((min(values, default=0.0) - 1) / 10)), 100.0)
 
 
 def step_legend(run: Run) -> str:
@@ -54,11 +62,15 @@ def training_charts(run: Run) -> str:
     for name in _rewards_in_training(run):
         own = _series(run, f"reward/{name}", name)
         charts.append(line_chart(f"{name} while training", [own], epochs, "mean reward"))
+    zero = []
     for key, (title, axis) in _TRAINING.items():
         series = _series(run, key, axis)
-        if series.xs or key in ("train/loss", "train/clip_fraction", "train/grad_norm"):
+        if series.xs and not any(series.ys):
+            zero.append(title.partition(",")[0])
+        elif series.xs or key in ("train/loss", "train/clip_fraction", "train/grad_norm"):
             charts.append(line_chart(title, [series], epochs, axis))
-    return f'<div class="charts small">{"".join(charts)}</div>'
+    still = f"<p>0 in every epoch: {', '.join(zero)}.</p>" if zero else ""
+    return f'<div class="charts small">{"".join(charts)}</div>{still}'
 
 
 def _rewards_in_training(run: Run) -> list[str]:

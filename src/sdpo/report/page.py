@@ -26,10 +26,10 @@ def render_page(run: Run) -> str:
     """The whole page as one HTML document that loads nothing from elsewhere."""
     sections = [
         ("Result", _result(run)),
-        ("Learning curves", _curves(run)),
-        ("While training", training_charts(run) if run.metrics else _missing("No epoch has finished yet.")),
         ("Before and after", _gallery(run)),
+        ("Learning curves", _curves(run)),
         ("Cost", cost_table(run)),
+        ("While training", _training(run)),
         ("Use it", _use(run)),
         ("Settings", _settings(run)),
     ]
@@ -119,15 +119,30 @@ def _curves(run: Run) -> str:
     names = score_names(run)
     if not names:
         return _missing("There are no learning curves before the first evaluation.")
-    parts = ["<p>The same evaluations against what the run had spent by then.</p>"]
+    parts = []
     for name in names:
         judged = ": recognised rate" if name in run.judges else ""
+        first, *others = learning_curves(run, name)
         parts.append(f"<h3>{escape(name)}{judged}</h3>{step_legend(run)}")
-        parts.append(f'<div class="charts">{learning_curves(run, name)}</div>')
+        parts.append(f'<div class="charts">{first}</div>')
+        more = "The same against reward queries, network evaluations and time"
+        parts.append(f'<details><summary>{more}</summary><div class="charts">{"".join(others)}</div></details>')
     if has_unseen(run):
-        unseen = "".join(learning_curves(run, name, "unseen") for name in score_names(run, "unseen"))
+        unseen = "".join(chart for name in score_names(run, "unseen") for chart in learning_curves(run, name, "unseen"))
         parts.append(f'<h3>Prompts not trained on</h3>{step_legend(run)}<div class="charts">{unseen}</div>')
     return "".join(parts)
+
+
+def _training(run: Run) -> str:
+    if not run.metrics:
+        return _missing("No epoch has finished yet.")
+    note = (
+        "The loss is a regression to normalised reward differences, which are as large at the end as at the start: it "
+        "hovers near its first value and measures no progress. Watch the rewards."
+    )
+    return (
+        f"<details><summary>Rewards and the optimiser's numbers</summary><p>{note}</p>{training_charts(run)}</details>"
+    )
 
 
 def _gallery(run: Run) -> str:
@@ -146,6 +161,7 @@ def _gallery_lead(run: Run) -> str:
         return "The base model's images; there is no later evaluation yet."
     scored = [escape(name) for name in _caption_scores(run)]
     numbers = f" Under them: {' and '.join(scored)}, before → after." if scored else ""
+    numbers += " ✓: recognised." if any(name in run.judges for name in _caption_scores(run)) else ""
     same = ", same prompt and seed" if paired(run) else "; the prompts or seeds differ"
     return f"Upper image: the base model. Lower image: epoch {run.tuned.epoch}{same}.{numbers}"
 
@@ -179,9 +195,10 @@ def _change(run: Run, name: str, steps: int, i: int) -> str:
         values = evaluation.seen.scores.get(name, {}).get(steps) if evaluation else None
         if values is not None and i < len(values) and math.isfinite(values[i]):
             judged = name in run.judges
-            verdict = "yes" if values[i] > 0.5 else "no"
+            verdict = "✓" if values[i] > 0.5 else "✗"
             shown.append(verdict if judged else number(float(values[i]), 3))
-    return ("recognised: " if name in run.judges and shown else "") + " → ".join(shown)
+    text = " → ".join(shown)
+    return f'<span title="{escape(name)}: recognised or not">{text}</span>' if name in run.judges and shown else text
 
 
 def _use(run: Run) -> str:
@@ -189,14 +206,17 @@ def _use(run: Run) -> str:
     folder = "lora" if lora else "model"
     target = json.dumps(f"{run.name}/{folder}")
     model = _name(run.config.get("model"), "path")
-    # A bare word names a model that comes with the package; only owner/name or a path loads from elsewhere.
-    known = f"DiffusionPipeline.from_pretrained({json.dumps(model)})"
-    source = known if "/" in model else f"...  # the pipeline of {model!r}"
     code = ["from diffusers import DiffusionPipeline", ""]
-    if lora:
-        code += [f"pipe = {source}", f"pipe.load_lora_weights({target})"]
-    else:
+    if not lora:
         code += [f"pipe = DiffusionPipeline.from_pretrained({target})"]
+    elif model.startswith("("):  # a pipeline that was handed over in Python and does not say where it came from
+        code = ["# pipe: the pipeline that was trained", f"pipe.load_lora_weights({target})"]
+    else:
+        # A bare word names a model that comes with the package; owner/name or a path loads from elsewhere.
+        packaged = "/" not in model
+        source = f"sdpo.embedded({json.dumps(model)}), safety_checker=None" if packaged else json.dumps(model)
+        code = ["import sdpo", *code] if packaged else code
+        code += [f"pipe = DiffusionPipeline.from_pretrained({source})", f"pipe.load_lora_weights({target})"]
     command = f'sdpo sample {shlex.quote(run.name)} "a prompt" --steps 4 --seed 0 --compare -o sample.png'
     there = "" if (run.path / folder).is_dir() else _missing(f"{run.name}/{folder} has not been written yet.")
     python = escape("\n".join(code))

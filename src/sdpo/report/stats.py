@@ -22,9 +22,14 @@ class Gain:
     images: int
 
     @property
+    def telling(self) -> bool:
+        """Whether there are enough images for the standard error to mean something."""
+        return self.images >= 10
+
+    @property
     def clear(self) -> bool:
-        """Whether the gain is more than two standard errors away from zero."""
-        return bool(abs(self.mean) > 2 * self.standard_error)
+        """Whether the gain is more than two standard errors away from zero, over enough images to tell."""
+        return self.telling and abs(self.mean) > 2 * self.standard_error
 
 
 @dataclass(frozen=True)

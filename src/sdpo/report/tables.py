@@ -44,7 +44,9 @@ def _gain(row: Comparison, factor: float, decimals: int, unit: str) -> str:
     mean, error = factor * row.gain.mean, factor * row.gain.standard_error
     spread = f" ± {number(error, decimals)}" if row.gain.images > 1 else ""
     text = f"{number(mean, decimals, sign=True)}{spread}{unit}"
-    remark = "" if row.gain.clear or row.gain.images < 2 else "<small>within 2 s.e.</small>"
+    remark = "" if row.gain.clear else "<small>within 2 s.e.</small>"
+    if not row.gain.telling:
+        remark = "<small>too few images to tell</small>"
     if mean == 0 == error:
         text, remark = f"{number(0.0, decimals)}{unit}", "<small>no score changed</small>"
     return f'<span class="{gain_class(row.gain)}">{text}</span>{remark}'
@@ -61,7 +63,7 @@ def summary(run: Run, names: list[str]) -> str:
     """One sentence a score: at how many step counts it clearly rose or fell."""
     parts = []
     for name in names:
-        gains = [r.gain for r in compare(run, name) if r.gain and r.gain.images > 1]
+        gains = [r.gain for r in compare(run, name) if r.gain and r.gain.telling]
         if gains:
             up = sum(g.clear and g.mean > 0 for g in gains)
             down = sum(g.clear and g.mean < 0 for g in gains)

@@ -44,18 +44,20 @@ class StepwiseNormalizer(Normalizer):
     Args:
         buffer_size: entries kept for each prompt.
         min_count: entries a prompt needs before its own statistics are used.
+        per_step: each step has statistics of its own; False pools all steps of a prompt (SDPO's ablation).
     """
 
-    def __init__(self, buffer_size: int = 32, min_count: int = 16) -> None:
+    def __init__(self, buffer_size: int = 32, min_count: int = 16, per_step: bool = True) -> None:
         self.buffer_size = buffer_size
         self.min_count = min_count
+        self.per_step = per_step
         self._buffers: dict[str, Tensor] = {}
 
     def update(self, prompts: list[str], returns: Tensor) -> Tensor:
         """See `Normalizer.update`."""
         device = returns.device
         values = returns.detach().float().cpu()
-        batch_mean, batch_std = _moments(values.flatten(0, 1))
+        batch_mean, batch_std = self._moments(values.flatten(0, 1))
         advantages = torch.empty_like(values)
         for prompt in dict.fromkeys(prompts):
             rows = torch.tensor([p == prompt for p in prompts])
@@ -64,9 +66,14 @@ class StepwiseNormalizer(Normalizer):
             buffer = torch.cat([old, new])[-self.buffer_size :]
             self._buffers[prompt] = buffer
             own = len(buffer) >= self.min_count
-            mean, std = _moments(buffer) if own else (batch_mean, batch_std)
+            mean, std = self._moments(buffer) if own else (batch_mean, batch_std)
             advantages[rows] = (values[rows] - mean) / (std + _EPSILON)
         return advantages.to(device)
+
+    def _moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and population std of values [N, T]: of each step, [T], or of all."""
+        values = values if self.per_step else values.flatten()
+        return values.mean(0), values.std(0, correction=0)
 
     def state_dict(self) -> dict[str, Any]:
         """The buffers by prompt."""
@@ -94,6 +101,14 @@ class PairNormalizer(Normalizer):
         return deviations / (scale + _EPSILON)
 
 
-def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population std over the first axis."""
-    return values.mean(0), values.std(0, correction=0)
+class GroupNormalizer(Normalizer):
+    """(G − mean) / std over the K branches of one group, step by step (GRPO). Needs no history.
+
+    A group whose returns are all equal has advantage 0.
+    """
+
+    def update(self, prompts: list[str], returns: Tensor) -> Tensor:
+        """See `Normalizer.update`."""
+        values = returns.detach().float()
+        mean, std = values.mean(1, keepdim=True), values.std(1, correction=0, keepdim=True)
+        return (values - mean) / (std + _EPSILON)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sdpo.advantages import Normalizer, PairNormalizer, StepwiseNormalizer
+from sdpo.advantages import GroupNormalizer, Normalizer, PairNormalizer, StepwiseNormalizer
 from sdpo.algorithms import Algorithm
 from sdpo.backbones import Backbone, PipelineBackbone, check_path, load_backbone, wrap_pipeline
 from sdpo.config import Config, ModelConfig, TrainConfig
@@ -153,9 +153,12 @@ def compile_network(
 
 def build_normalizer(config: Config) -> Normalizer:
     """The advantage normaliser."""
-    if config.advantage.normalizer == "pair":
+    advantage = config.advantage
+    if advantage.normalizer == "pair":
         return PairNormalizer()
-    return StepwiseNormalizer(config.advantage.buffer_size, config.advantage.min_count)
+    if advantage.normalizer == "group":
+        return GroupNormalizer()
+    return StepwiseNormalizer(advantage.buffer_size, advantage.min_count, per_step=advantage.normalizer == "stepwise")
 
 
 def build_optimizer(parameters: Iterable[torch.nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
@@ -178,7 +181,7 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], train: TrainConfig
 
 def update_settings(config: Config, processes: int = 1, micro_batch: int = 1) -> UpdateSettings:
     """What the update of one process needs of the configuration."""
-    train = config.train
+    train, algorithm = config.train, config.build_algorithm()
     return UpdateSettings(
         batch_size=train.batch_size // processes,
         micro_batch=micro_batch,
@@ -188,7 +191,8 @@ def update_settings(config: Config, processes: int = 1, micro_batch: int = 1) ->
         kl_weight=train.kl_weight,
         seed=config.seed,
         step_shuffle=train.step_shuffle,
-        last_step=config.build_algorithm().credit == "step",
+        last_step=algorithm.credit == "step",
+        unit=algorithm.unit,
     )
 
 
@@ -199,11 +203,13 @@ def shares_first_step(config: Config) -> bool:
     sampling, so that the log-ratio before the first update stays exactly 0.
     """
     setting = config.sample.share_first_step
-    return update_settings(config).eligible_steps(config.sample.num_steps) == 1 if (setting == "auto") else setting
+    if setting == "auto":
+        return config.sample.shared_noise and update_settings(config).eligible_steps(config.sample.num_steps) == 1
+    return setting
 
 
 def build_updater(
-    config: Config, policy: Policy, algorithm: Algorithm, processes: Processes, micro_batch: int
+    config: Config, policy: Policy, algorithm: Algorithm[Any], processes: Processes, micro_batch: int
 ) -> Updater:
     """The update with its optimizer, schedule and average.
 
@@ -236,7 +242,8 @@ def cost(config: Config) -> str:
     forward = (trajectories * sample.num_steps - shared) * guidance
     visited, eligible = settings.visited_steps(sample.num_steps), settings.eligible_steps(sample.num_steps)
     backward = (trajectories * visited - round(shared * visited / eligible)) * settings.inner_epochs * guidance
-    forward += backward if settings.kl_weight > 0 else 0  # of the base model
+    forward += backward if settings.kl_weight > 0 or algorithm.needs_reference else 0  # of the base model
+    forward += backward if algorithm.unit == "trajectory" else 0  # of all steps, before the first gradient
     return (
         f"# an epoch: {trajectories} trajectories, at most {queries} reward queries, "
         f"{forward} network evaluations without and {backward} with gradient, {updates} optimizer steps\n"

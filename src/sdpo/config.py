@@ -58,9 +58,13 @@ class PromptsConfig(_Section):
 
 
 class AdvantageConfig(_Section):
-    """`stepwise` is the published normaliser; `pair` divides by the spread of the pairs' own differences."""
+    """How returns become advantages.
 
-    normalizer: Literal["stepwise", "pair"] = "stepwise"
+    `stepwise` is the published normaliser; `prompt` pools a prompt's steps; `pair` divides by the spread of the pairs'
+    own differences; `group` by that of each group's branches, and is always used by grpo, which it defines.
+    """
+
+    normalizer: Literal["stepwise", "prompt", "pair", "group"] = "stepwise"
     buffer_size: Positive = 32
     min_count: Positive = 16
 
@@ -77,6 +81,7 @@ class AdvantageConfig(_Section):
 class SampleConfig(_Section):
     """Trajectories of an epoch; the numbers are global, `micro_batch` (groups in a network call) is the machine's.
 
+    `shared_noise`: the branches of a group begin at one latent; else at one each.
     `share_first_step`: one network evaluation for all branches of a group where their latents are the same, in sampling
     and in the update; `auto` does so where not even rounding changes.
     """
@@ -86,7 +91,14 @@ class SampleConfig(_Section):
     guidance_scale: Annotated[float, Field(ge=1)] = 1.0
     eta: Fraction = 1.0
     micro_batch: MicroBatch = "auto"
+    shared_noise: bool = True
     share_first_step: Literal["auto"] | bool = "auto"
+
+    @model_validator(mode="after")
+    def _a_shared_step_begins_at_a_shared_latent(self) -> SampleConfig:
+        if self.share_first_step is True and not self.shared_noise:
+            raise ValueError("share_first_step=true needs shared_noise=true: the branches begin at different latents")
+        return self
 
 
 class TrainConfig(_Section):
@@ -155,7 +167,7 @@ class Config(_Section):
     prompts: PromptsConfig = PromptsConfig()
     rewards: Annotated[dict[str, float], Field(min_length=1)] = {"emoji_score": 1.0}
     reward_options: dict[str, dict[str, Any]] = {}
-    algorithm: dict[str, Any] = {"name": "sdpo"}
+    algorithm: dict[str, Any] = {"name": "sdpo"}  # or a name alone: that algorithm as published
     advantage: AdvantageConfig = AdvantageConfig()
     sample: SampleConfig = SampleConfig()
     train: TrainConfig = TrainConfig()
@@ -164,13 +176,18 @@ class Config(_Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     trackers: list[str] = []
 
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
     @field_validator("algorithm")
     @classmethod
     def _resolve_algorithm(cls, value: dict[str, Any]) -> dict[str, Any]:
         """Fill in the algorithm's own defaults: its dataclass is the declaration."""
         name = value.get("name", "sdpo")
         if name not in ALGORITHMS:
-            raise ValueError(f"there is no algorithm {name!r}; there are: {', '.join(ALGORITHMS)}")
+            raise ValueError(f"there is no algorithm {name!r}{_nearest(str(name), ALGORITHMS)}")
         fields = {f.name for f in dataclasses.fields(ALGORITHMS[name])}  # type: ignore[arg-type]
         settings = {k: v for k, v in value.items() if k != "name"}
         for key in settings:
@@ -181,6 +198,19 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        algorithm = self.build_algorithm()
+        if algorithm.normalizer is not None:
+            self.advantage = self.advantage.model_copy(update={"normalizer": algorithm.normalizer})
+        if algorithm.branches == 1 and self.advantage.normalizer in ("pair", "group"):
+            raise ValueError(
+                f"advantage.normalizer={self.advantage.normalizer} compares branches, but algorithm.branches is 1: use "
+                "advantage.normalizer=stepwise or more branches"
+            )
+        if algorithm.unit == "trajectory" and self.train.timestep_fraction < 1:
+            raise ValueError(
+                f"train.timestep_fraction is {self.train.timestep_fraction:g}, but {self.algorithm['name']} needs all "
+                "steps of a trajectory: set it to 1.0"
+            )
         if ALGORITHMS[self.algorithm["name"]].needs_log_prob and self.sample.eta == 0:
             raise ValueError(
                 f"sample.eta is 0, which makes sampling deterministic, but algorithm {self.algorithm['name']} "
@@ -206,7 +236,7 @@ class Config(_Section):
             )
         return self
 
-    def build_algorithm(self) -> Algorithm:
+    def build_algorithm(self) -> Algorithm[Any]:
         """The algorithm with its settings."""
         settings = {k: v for k, v in self.algorithm.items() if k != "name"}
         return ALGORITHMS[self.algorithm["name"]](**settings)
@@ -224,11 +254,14 @@ class Config(_Section):
             UserError: if there is no such preset or file, or a key or value is not legal.
         """
         data = _read(source if source is not None else DEFAULT_PRESET)
-        for override in overrides or []:
+        # An algorithm is named before its settings, wherever the user wrote its name.
+        naming = ("algorithm=", "algorithm.name=")
+        for override in sorted(overrides or [], key=lambda text: not text.startswith(naming)):
             _apply(data, override)
         for key, value in values.items():
             both = isinstance(value, dict) and isinstance(data.get(key), dict) and key not in _WHOLE
-            data[key] = {**data[key], **value} if both else value
+            other = key == "algorithm" and isinstance(value, dict) and _names_another(data, value.get("name"))
+            data[key] = {**data[key], **value} if both and not other else value
         return cls.parse(data)
 
     @classmethod
@@ -322,12 +355,20 @@ def parse_assignment(text: str, what: str, example: str = "train.learning_rate=3
 def _apply(data: dict[str, Any], override: str) -> None:
     key, value = parse_assignment(override, "override")
     *sections, last = key.split(".")
+    if key == "algorithm.name" and _names_another(data, value):
+        data["algorithm"] = {}  # the settings were those of another algorithm
     target = data
     for section in sections:
         if not isinstance(target.get(section), dict):
             target[section] = {}
         target = target[section]
     target[last] = value
+
+
+def _names_another(data: dict[str, Any], name: Any) -> bool:
+    """Whether an override's algorithm is none that `data` has settings of."""
+    section = data.get("algorithm", {})
+    return name is not None and name != (section.get("name", "sdpo") if isinstance(section, dict) else section)
 
 
 def _explain(error: Any) -> str:

@@ -25,6 +25,7 @@ def rollout(
     epoch: int,
     branches: int,
     micro_batch: int,
+    shared_noise: bool = True,
     share_first_step: bool = False,
 ) -> Iterator[Trajectories]:
     """Sample B groups of K trajectories, a micro-batch at a time.
@@ -41,6 +42,7 @@ def rollout(
         epoch: of the run.
         branches: K.
         micro_batch: groups in one network call; changes speed and memory only.
+        shared_noise: the branches of a group begin at one latent; else at one each.
         share_first_step: evaluate the network once a group at the first step, where all branches have the same latent.
 
     Yields:
@@ -50,12 +52,13 @@ def rollout(
     for rows in _slices(len(prompts), micro_batch):
         texts, index = [p.text for p in prompts[rows]], sample_index[rows]
         keys = [(seed, epoch, i) for i in index]
-        start = to_device(seeds.normal(shape, [(*key, "start") for key in keys]), device)
+        own = 1 if shared_noise else branches  # starting latents a group
+        start = to_device(seeds.normal((own, *shape), [(*key, "start") for key in keys]).flatten(0, 1), device)
         noise = to_device(_noise((branches, *shape), keys, denoiser.num_steps).flatten(1, 2), device)
         # Filled step by step: a list of steps, stacked in the end, would hold everything twice.
         states = start.new_empty(len(index), branches, denoiser.num_steps + 1, *shape)
         x0, log_prob = torch.empty_like(states[:, :, 1:]), start.new_empty(len(index), branches, denoiser.num_steps)
-        states[:, :, 0] = start[:, None]
+        states[:, :, 0] = start.unflatten(0, (-1, own))
         walk = _walk(policy, denoiser, embeddings, embeddings.rows(texts), start, noise, branches, share_first_step)
         for step, (transition, following) in enumerate(walk):
             density = gaussian.log_prob(following, transition.mean, transition.std)
@@ -119,7 +122,7 @@ def _walk(
         denoiser: the schedule of T steps.
         embeddings: of the prompts.
         prompt_rows: where those of n groups lie in it, [n].
-        start: x_0 of n groups, [n, C, H, W].
+        start: x_0 of n groups, [n, C, H, W], or of their branches, [n K, C, H, W].
         noise: of each step, [T, n K, C, H, W].
         branches: K.
         share_first_step: see `rollout`.
@@ -130,9 +133,9 @@ def _walk(
     with torch.inference_mode():
         single = embeddings.take(prompt_rows)
         conditioning = {name: rows.repeat_interleave(branches, 0) for name, rows in single.items()}
-        expand = torch.arange(len(start), device=start.device).repeat_interleave(branches)
+        expand = torch.arange(len(prompt_rows), device=start.device).repeat_interleave(branches)
         indices = torch.arange(denoiser.num_steps, device=start.device)
-        x = start if share_first_step else start[expand]
+        x = start if share_first_step or len(start) == len(expand) else start[expand]
     for step in range(denoiser.num_steps):
         shared = share_first_step and step == 0
         with torch.inference_mode():

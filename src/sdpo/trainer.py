@@ -196,6 +196,7 @@ class Trainer:
             epoch=epoch,
             branches=self.algorithm.branches,
             micro_batch=self.micro_batches.sample,
+            shared_noise=self.config.sample.shared_noise,
             share_first_step=build.shares_first_step(self.config),
         )
 

@@ -82,12 +82,31 @@ class StepBatch:
         advantage: [B, K].
         step_index: which step each group is at, int64 [B].
         mask: 1 where the step is stochastic, else 0, [B].
+        reference_log_prob: under the base model, [B, K]; None unless the algorithm asks for it.
     """
 
     log_prob: Tensor
     old_log_prob: Tensor
     advantage: Tensor
     step_index: Tensor
+    mask: Tensor
+    reference_log_prob: Tensor | None = None
+
+
+@dataclass
+class TrajectoryBatch:
+    """What an algorithm that judges trajectories as wholes sees of a minibatch.
+
+    Attributes:
+        log_prob: of each step under the current policy, with gradient, [B, K, T].
+        old_log_prob: under the policy that sampled, [B, K, T].
+        advantage: of the whole trajectory, [B, K].
+        mask: 1 where the step counts: it is stochastic and the update visits it, [T].
+    """
+
+    log_prob: Tensor
+    old_log_prob: Tensor
+    advantage: Tensor
     mask: Tensor
 
 

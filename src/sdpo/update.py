@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from sdpo import gaussian, seeds
 from sdpo.algorithms import Algorithm
 from sdpo.denoisers import Denoiser
 from sdpo.policy import Policy, PromptEmbeddings, to_device
-from sdpo.types import StepBatch, Trajectories
+from sdpo.types import StepBatch, Trajectories, TrajectoryBatch
 
 _BUCKET = 2**24  # gradient elements averaged over processes in one call
 
@@ -39,6 +39,7 @@ class UpdateSettings:
         seed: of the run.
         last_step: visit the last step too; under `credit: future` it has nothing to learn from.
         step_shuffle: a random order of steps for each sample; else all go from the noisiest to the last.
+        unit: an optimizer step follows one step of each of its groups, or their whole trajectories.
     """
 
     batch_size: int
@@ -50,10 +51,12 @@ class UpdateSettings:
     seed: int = 0
     step_shuffle: bool = True
     last_step: bool = True
+    unit: Literal["step", "trajectory"] = "step"
 
     def optimizer_steps(self, groups: int, num_steps: int) -> int:
         """Optimizer steps of one epoch."""
-        return self.inner_epochs * self.visited_steps(num_steps) * (groups // self.batch_size)
+        passes = 1 if self.unit == "trajectory" else self.visited_steps(num_steps)
+        return self.inner_epochs * passes * (groups // self.batch_size)
 
     def visited_steps(self, num_steps: int) -> int:
         """Steps of each trajectory that one pass visits."""
@@ -80,7 +83,7 @@ class Updater:
     def __init__(
         self,
         policy: Policy,
-        algorithm: Algorithm,
+        algorithm: Algorithm[Any],
         settings: UpdateSettings,
         optimizer: torch.optim.Optimizer,
         lr_schedule: torch.optim.lr_scheduler.LRScheduler,
@@ -128,9 +131,11 @@ class Updater:
         on_policy: Tensor | None = None
         for inner in range(self.settings.inner_epochs):
             order = self._step_order(trajectories, epoch, inner)  # [B, T], on the host
-            for j in range(self.settings.visited_steps(steps)):
+            whole = self.settings.unit == "trajectory"
+            for j in range(1 if whole else self.settings.visited_steps(steps)):
                 for start in range(0, groups, size):
-                    metrics, deviation = self._accumulate(batch, range(start, start + size), order[:, j])
+                    rows = range(start, start + size)
+                    metrics, deviation = self._accumulate(batch, rows, None if whole else order[:, j])
                     if on_policy is None:
                         # Before the first update both policies are the same; what is left is rounding.
                         on_policy = deviation
@@ -175,27 +180,73 @@ class Updater:
         orders = [seeds.permutation(steps, self.settings.seed, epoch, i, f"order {inner}") for i in indices]
         return torch.stack(orders)
 
-    def _accumulate(self, epoch: _Epoch, rows: range, step_of_row: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Gradients of one minibatch, micro-batch by micro-batch; returns metrics and the largest |log-ratio|."""
+    def _accumulate(self, epoch: _Epoch, rows: range, step_of_row: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
+        """Gradients of one minibatch, micro-batch by micro-batch; returns metrics and the largest |log-ratio|.
+
+        Args:
+            epoch: of which it is a part.
+            rows: its groups.
+            step_of_row: the step that each group of the epoch is at, [B]; None takes all steps of all.
+        """
         sums: dict[str, Tensor] = {}
         deviations = []
         for start in range(rows.start, rows.stop, self.settings.micro_batch):
             micro = slice(start, min(start + self.settings.micro_batch, rows.stop))
             share = (micro.stop - micro.start) / len(rows)
-            batch, kl = self._step_batch(epoch, micro, step_of_row[micro])
-            output = self.algorithm.loss(batch)
-            loss = output.loss
-            if kl is not None:
-                loss = loss + self.settings.kl_weight * kl
-                output.metrics["kl_to_base"] = kl.detach()
-            self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
-            deviations.append((batch.log_prob.detach() - batch.old_log_prob).abs().max())
-            for name, value in output.metrics.items():
+            if step_of_row is None:
+                metrics, deviation = self._trajectory_gradients(epoch, micro, share)
+            else:
+                metrics, deviation = self._step_gradients(epoch, micro, step_of_row[micro], share)
+            deviations.append(deviation)
+            for name, value in metrics.items():
                 sums[name] = sums[name] + share * value if name in sums else share * value
         return sums, torch.stack(deviations).max()
 
+    def _step_gradients(
+        self, epoch: _Epoch, rows: slice, step_of_row: Tensor, share: float
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Adds the gradients of one step of each row, times the row's share of the minibatch."""
+        batch, kl = self._step_batch(epoch, rows, step_of_row)
+        output = self.algorithm.loss(batch)
+        loss, metrics = output.loss, output.metrics
+        if kl is not None:
+            loss = loss + self.settings.kl_weight * kl
+            metrics["kl_to_base"] = kl.detach()
+        self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+        return metrics, (batch.log_prob.detach() - batch.old_log_prob).abs().max()
+
+    def _trajectory_gradients(self, epoch: _Epoch, rows: slice, share: float) -> tuple[dict[str, Tensor], Tensor]:
+        """Adds the gradients of whole trajectories, at the memory of one step.
+
+        By the chain rule ∂loss/∂θ = Σ_i (∂loss/∂ℓ_i) ∂ℓ_i/∂θ: the log-probabilities of all steps without gradient give
+        the first factors exactly, whatever the loss; then each step is evaluated again, and its part added.
+        """
+        groups, steps = rows.stop - rows.start, epoch.trajectories.num_steps
+        visited = [torch.full((groups,), step) for step in range(self.settings.eligible_steps(steps))]
+        old, mask = epoch.trajectories.log_prob[rows], epoch.trajectories.stochastic.float()
+        log_prob = old.clone()  # also of a last step that is not visited
+        with torch.no_grad():
+            for step, step_of_row in enumerate(visited):
+                log_prob[:, :, step] = self._step_batch(epoch, rows, step_of_row)[0].log_prob
+        deviation = (log_prob - old).abs().max()
+        log_prob.requires_grad_()
+        mask[len(visited) :] = 0
+        output = self.algorithm.loss(TrajectoryBatch(log_prob, old, epoch.advantages[rows][:, :, 0], mask))
+        (factors,) = torch.autograd.grad(output.loss, log_prob)
+        kls = []
+        for step, step_of_row in enumerate(visited):
+            batch, kl = self._step_batch(epoch, rows, step_of_row)
+            loss = (factors[:, :, step] * batch.log_prob).sum()
+            if kl is not None:
+                loss = loss + self.settings.kl_weight * kl / len(visited)
+                kls.append(kl.detach())
+            self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+        if kls:
+            output.metrics["kl_to_base"] = torch.stack(kls).mean()
+        return output.metrics, deviation
+
     def _step_batch(self, epoch: _Epoch, rows: slice, step_of_row: Tensor) -> tuple[StepBatch, Tensor | None]:
-        """One step of each row under the current policy, all branches in one network call."""
+        """One step of each row under the current policy, all branches in one network call; and KL to the base model."""
         data = epoch.trajectories
         device, branches = data.states.device, data.log_prob.shape[1]
         group, branch, place = network_rows(step_of_row, branches, data.shared_first_step)
@@ -206,21 +257,28 @@ class Updater:
         transition = self.policy.transition(epoch.denoiser, x, own, conditioning)
         mean, std = transition.mean, transition.std
         base: Tensor | None = None
-        if self.settings.kl_weight > 0:
+        if self.settings.kl_weight > 0 or self.algorithm.needs_reference:
             with torch.no_grad(), self.policy.backbone.reference():
                 base = self.policy.transition(epoch.denoiser, x, own, conditioning).mean
         if place is not None:
             place = to_device(place, device)
             mean, std, base = mean[place], std[place], None if base is None else base[place]
         following = states[each, :, steps + 1].flatten(0, 1)
+
+        def log_prob(of: Tensor) -> Tensor:
+            return gaussian.log_prob(following, of, std).unflatten(0, (-1, branches))
+
         batch = StepBatch(
-            log_prob=gaussian.log_prob(following, mean, std).unflatten(0, (-1, branches)),
+            log_prob=log_prob(mean),
             old_log_prob=data.log_prob[rows][each, :, steps],
             advantage=epoch.advantages[rows][each, :, steps],
             step_index=steps,
             mask=data.stochastic[steps].float(),
+            reference_log_prob=log_prob(base) if base is not None and self.algorithm.needs_reference else None,
         )
-        return batch, None if base is None else gaussian.kl_divergence(mean, base, std).mean()
+        if base is None or self.settings.kl_weight == 0:
+            return batch, None
+        return batch, gaussian.kl_divergence(mean, base, std).mean()
 
     def _step(self) -> Tensor | None:
         """Average gradients over processes, clip, step.

@@ -7,15 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdpo.algorithms.base import Algorithm, Credit, RewardPlan
+from sdpo.algorithms.base import Algorithm, Credit, RewardPlan, branch_pairs, check_fields
 from sdpo.returns import temporal_weights
 from sdpo.types import LossOutput, StepBatch
-
-
-def branch_pairs(values: Tensor) -> Tensor:
-    """Differences of all pairs of branches, x_k − x_l for k < l: [B, K] → [B, K(K−1)/2]. For K = 2, a − b."""
-    first, second = torch.triu_indices(values.shape[1], values.shape[1], offset=1, device=values.device)
-    return values[:, first] - values[:, second]
 
 
 def sdpo_loss(
@@ -75,7 +69,7 @@ def sdpo_loss(
 
 
 @dataclass(frozen=True)
-class SDPO(Algorithm):
+class SDPO(Algorithm[StepBatch]):
     """The published setting; see `sdpo_loss` for the fields."""
 
     discount: float = 0.99
@@ -88,14 +82,9 @@ class SDPO(Algorithm):
     credit: Credit = "step"
 
     def __post_init__(self) -> None:
-        if self.branches < 2:
-            raise ValueError("sdpo learns from differences between branches: algorithm.branches must be at least 2")
-        if self.log_ratio_scale <= 0:
-            raise ValueError("algorithm.log_ratio_scale divides the loss weight: it must be positive")
-        if self.clip_range < 0 or self.advantage_clip <= 0:
-            raise ValueError("algorithm.clip_range must be at least 0 (0 is off) and advantage_clip positive")
-        if not 0 <= self.discount <= 1 or not 0 < self.temporal_decay <= 1:
-            raise ValueError("algorithm.discount must be in 0 … 1 and temporal_decay in (0, 1]")
+        check_fields(self, "sdpo", branches=2)
+        if not 0 < self.temporal_decay <= 1:
+            raise ValueError("algorithm.temporal_decay must be in (0, 1]")
 
     def loss(self, batch: StepBatch) -> LossOutput:
         """`sdpo_loss` with this setting."""

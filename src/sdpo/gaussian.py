@@ -20,8 +20,13 @@ def _reduce(per_element: Tensor, reduction: Reduction) -> Tensor:
     raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
 
 
+def _full(tensor: Tensor) -> Tensor:
+    """In float32, or float64 where it is that already."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def _expand(std: Tensor, like: Tensor) -> Tensor:
-    return std.float().reshape(-1, *([1] * (like.ndim - 1)))
+    return _full(std).reshape(-1, *([1] * (like.ndim - 1)))
 
 
 def sample(mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
@@ -30,7 +35,7 @@ def sample(mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
 
 
 def log_prob(x: Tensor, mean: Tensor, std: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """Log N(x; mean, std²), reduced over all axes but the first, in float32.
+    """Log N(x; mean, std²), reduced over all axes but the first, in float32 (float64 of float64).
 
     The clip range and the log-ratio scale of the published SDPO settings assume the mean reduction.
     Where std is 0 the step has no density; the value there is 0, and the caller's stochastic mask must drop it.
@@ -47,7 +52,7 @@ def log_prob(x: Tensor, mean: Tensor, std: Tensor, reduction: Reduction = "mean"
     std = _expand(std, mean)
     random = std > 0
     safe = torch.where(random, std, 1.0)
-    z = (x.float() - mean.float()) / safe
+    z = (_full(x) - _full(mean)) / safe
     per_element = -0.5 * z.square() - safe.log() - 0.5 * math.log(2 * math.pi)
     return _reduce(torch.where(random, per_element, 0.0), reduction)
 
@@ -59,5 +64,5 @@ def kl_divergence(mean_p: Tensor, mean_q: Tensor, std: Tensor, reduction: Reduct
     """
     std = _expand(std, mean_p)
     random = std > 0
-    per_element = 0.5 * ((mean_p.float() - mean_q.float()) / torch.where(random, std, 1.0)).square()
+    per_element = 0.5 * ((_full(mean_p) - _full(mean_q)) / torch.where(random, std, 1.0)).square()
     return _reduce(torch.where(random, per_element, 0.0), reduction)

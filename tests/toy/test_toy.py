@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from plane import Plane
 from torch import Tensor
 
-from sdpo.advantages import PairNormalizer, StepwiseNormalizer
-from sdpo.algorithms import SDPO
+from sdpo.advantages import GroupNormalizer, Normalizer, PairNormalizer, StepwiseNormalizer
+from sdpo.algorithms import ALGORITHMS
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.prompts import Prompt
 from sdpo.returns import discounted_returns
@@ -31,19 +32,19 @@ def rewards_by_steps(policy: Policy) -> dict[int, float]:
     return found
 
 
-def learn(normalizer: PairNormalizer | StepwiseNormalizer, **setting: Any) -> tuple[dict[int, float], dict[int, float]]:
+def learn(normalizer: Normalizer, name: str = "sdpo", **setting: Any) -> tuple[dict[int, float], dict[int, float]]:
     policy = Policy(Plane())
     # The published clip range of 1e-4 is made for log-probs averaged over thousands of latent elements; here are two.
-    setting = {"clip_range": 0.2, **setting}
-    algorithm, denoiser, embeddings = (
-        SDPO(**setting),
-        policy.backbone.denoiser(4, 1.0),
-        PromptEmbeddings(policy.backbone),
-    )
+    # For the same reason D3PO's published β would hold the policy to the base model before it has learned much.
+    scale = {"rebel": {}, "d3po": {"beta": 0.01}}.get(name, {"clip_range": 0.2})
+    setting = {**scale, **setting}
+    algorithm = ALGORITHMS[name](**setting)
+    denoiser, embeddings = policy.backbone.denoiser(4, 1.0), PromptEmbeddings(policy.backbone)
     mix = RewardMix({"closeness": closeness}, {"closeness": 1.0})
     optimizer = torch.optim.AdamW(policy.backbone.trainable_parameters().values(), lr=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    updater = Updater(policy, algorithm, UpdateSettings(batch_size=32, micro_batch=32), optimizer, schedule)
+    settings = UpdateSettings(batch_size=32, micro_batch=32, unit=algorithm.unit)
+    updater = Updater(policy, algorithm, settings, optimizer, schedule)
     before = rewards_by_steps(policy)
     for epoch in range(1, 16):
         (trajectories,) = rollout(
@@ -62,6 +63,14 @@ def learn(normalizer: PairNormalizer | StepwiseNormalizer, **setting: Any) -> tu
 
 def test_sdpo_learns_at_every_number_of_steps_with_the_published_setting() -> None:
     before, after = learn(StepwiseNormalizer())
+    assert all(after[steps] > before[steps] + 0.2 for steps in before), (before, after)
+
+
+@pytest.mark.parametrize("name", ["ddpo", "d3po", "rebel", "prdp", "grpo"])
+def test_every_algorithm_learns(name: str) -> None:
+    grouped = name == "grpo"
+    normalizer = GroupNormalizer() if grouped else StepwiseNormalizer()
+    before, after = learn(normalizer, name, branches=4 if grouped else 2)
     assert all(after[steps] > before[steps] + 0.2 for steps in before), (before, after)
 
 

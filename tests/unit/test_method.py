@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo.advantages import PairNormalizer, StepwiseNormalizer
+from sdpo.advantages import GroupNormalizer, PairNormalizer, StepwiseNormalizer
 from sdpo.algorithms import SDPO, sdpo_loss
 from sdpo.denoisers import DDIM
 from sdpo.denoisers.ddim import trailing_timesteps
@@ -191,3 +191,16 @@ def test_sdpo_refuses_one_branch() -> None:
 def test_future_returns_leave_out_the_steps_own_reward() -> None:
     rewards = torch.tensor([[1.0, 2.0, 4.0]])
     torch.testing.assert_close(future_returns(rewards, 0.5), discounted_returns(rewards, 0.5) - rewards)
+
+
+def test_pooled_statistics_of_a_prompt_mix_its_steps() -> None:
+    returns = torch.tensor([[[4.0, 0.0], [2.0, 2.0]]]).repeat(8, 1, 1)  # mean 2, std √2 over both steps
+    normalizer = StepwiseNormalizer(buffer_size=32, min_count=16, per_step=False)
+    found = normalizer.update(["cat"] * 8, returns)
+    assert torch.allclose(found[0], torch.tensor([[2.0, -2.0], [0.0, 0.0]]) / 2**0.5, atol=1e-5)
+
+
+def test_group_normalisation_stays_within_the_group() -> None:
+    returns = torch.tensor([[[1.0], [3.0]], [[100.0], [100.0]]])
+    found = GroupNormalizer().update(["cat", "cat"], returns)
+    assert torch.allclose(found, torch.tensor([[[-1.0], [1.0]], [[0.0], [0.0]]]), atol=1e-5)

@@ -14,7 +14,7 @@ from plane import Plane
 
 import sdpo
 from sdpo import sampler
-from sdpo.algorithms import SDPO
+from sdpo.algorithms import ALGORITHMS
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.prompts import Prompt
 from sdpo.types import Trajectories
@@ -26,12 +26,17 @@ WAITING = ["item", "cpu", "tolist", "numpy", "__bool__", "__int__", "__float__",
 IN_THE_LOOPS: dict[str, set[str] | None] = {
     "sampler.py": {"_walk"},
     "policy.py": {"transition", "take", "to_device", "autocast"},
-    "update.py": {"_accumulate", "_step_batch", "network_rows", "_average_gradients", "_average"},
+    "update.py": {"_accumulate", "_step_gradients", "_trajectory_gradients", "_step_batch", "log_prob", "network_rows",
+                  "_average_gradients", "_average"},
     "gaussian.py": None,
     "returns.py": {"temporal_weights"},
     "denoisers/ddim.py": {"transition"},
     "algorithms/sdpo.py": None,
-}
+    "algorithms/ddpo.py": None,
+    "algorithms/grpo.py": None,
+    "algorithms/d3po.py": None,
+    "algorithms/rebel.py": None,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("place", IN_THE_LOOPS)
@@ -58,7 +63,8 @@ def forbidden() -> Iterator[None]:
         yield
 
 
-def test_the_loops_run_without_a_tensor_being_read(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_loops_run_without_a_tensor_being_read(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = Policy(Plane())
     denoiser, embeddings = policy.backbone.denoiser(3, 1.0), PromptEmbeddings(policy.backbone)
     walk, accumulate = sampler._walk, Updater._accumulate
@@ -82,7 +88,9 @@ def test_the_loops_run_without_a_tensor_being_read(monkeypatch: pytest.MonkeyPat
     parameters = list(policy.backbone.trainable_parameters().values())
     optimizer = torch.optim.AdamW(parameters)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    updater = Updater(policy, SDPO(), UpdateSettings(batch_size=4, micro_batch=2, kl_weight=0.1), optimizer, schedule)
+    learner = ALGORITHMS[algorithm](branches=2)
+    settings = UpdateSettings(batch_size=4, micro_batch=2, kl_weight=0.1, unit=learner.unit)
+    updater = Updater(policy, learner, settings, optimizer, schedule)
     advantages = torch.randn(trajectories.log_prob.shape)
     updater.run(trajectories, advantages, denoiser, embeddings, 1)
     with pytest.raises(AssertionError, match="read by the host"), forbidden():

@@ -10,19 +10,21 @@ import torch
 from plane import Plane
 from torch import Tensor
 
-from sdpo.algorithms import SDPO, Algorithm
+from sdpo import gaussian
+from sdpo.algorithms import D3PO, PRDP, REBEL, SDPO, Algorithm
 from sdpo.algorithms.base import Credit, RewardPlan
+from sdpo.denoisers import Transition
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.prompts import Prompt
 from sdpo.sampler import rollout
-from sdpo.types import LossOutput, StepBatch, Trajectories
+from sdpo.types import LossOutput, StepBatch, Trajectories, TrajectoryBatch
 from sdpo.update import EMA, Updater, UpdateSettings, network_rows, warmup_decay
 
 T = 4
 
 
 @dataclass(frozen=True)
-class Recording(Algorithm):
+class Recording(Algorithm[StepBatch]):
     """Pulls log-probabilities down; remembers steps and old log-probabilities, which tell the samples apart."""
 
     seen: list[tuple[list[int], Tensor]]
@@ -46,7 +48,9 @@ def sampled(policy: Policy, groups: int = 6) -> Trajectories:
     return Trajectories.collect(parts, groups)
 
 
-def make(algorithm: Algorithm | None = None, lr: float = 0.1, ema: float | None = None, **settings: Any) -> Updater:
+def make(
+    algorithm: Algorithm[Any] | None = None, lr: float = 0.1, ema: float | None = None, **settings: Any
+) -> Updater:
     policy = Policy(Plane())
     parameters = list(policy.backbone.trainable_parameters().values())
     optimizer = torch.optim.SGD(parameters, lr=lr)
@@ -225,3 +229,100 @@ def test_network_rows() -> None:
     assert place is not None and place.tolist() == [0, 0, 1, 2, 3, 3]
     group, branch, place = network_rows(torch.tensor([0, 2]), 2, shared_first_step=False)
     assert (group.tolist(), branch.tolist(), place) == ([0, 0, 1, 1], [0, 1, 0, 1], None)
+
+
+class Doubles:
+    """A policy in float64 whose steps share their weights in a way that is not linear."""
+
+    dtype = torch.float32
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.weight = torch.nn.Parameter(torch.randn(2, 2, generator=generator, dtype=torch.float64))
+        self.backbone = self
+        self.device = torch.device("cpu")
+        self.calls: list[int] = []
+
+    def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
+        return {"weight": self.weight}
+
+    def transition(self, denoiser: None, x: Tensor, step_index: Tensor, conditioning: Any) -> Transition:
+        self.calls.append(len(x))
+        mean = torch.tanh(x @ self.weight) * (1 + step_index[:, None].double())
+        return Transition(mean, 0.5 + 0.1 * step_index.double(), mean)
+
+
+class NoPrompts:
+    def rows(self, prompts: list[str]) -> Tensor:
+        return torch.arange(len(prompts))
+
+    def take(self, rows: Tensor) -> dict[str, Tensor]:
+        return {}
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 6])
+@pytest.mark.parametrize("last_step", [True, False])
+@pytest.mark.parametrize("algorithm", [REBEL(log_ratio_scale=0.5), PRDP(clip_range=0.02)])
+def test_the_gradient_of_whole_trajectories_is_exact_at_the_memory_of_one_step(
+    algorithm: REBEL, last_step: bool, micro_batch: int
+) -> None:
+    groups, branches = 6, 2
+    generator = torch.Generator().manual_seed(1)
+    states = torch.randn(groups, branches, T + 1, 2, generator=generator, dtype=torch.float64)
+    advantages = torch.randn(groups, branches, T, generator=generator, dtype=torch.float64)
+    steps = T if last_step else T - 1
+    policy = Doubles()
+
+    def all_log_probs() -> Tensor:
+        parts = []
+        for step in range(T):
+            index = torch.full((groups * branches,), step)
+            now = policy.transition(None, states[:, :, step].flatten(0, 1), index, {})
+            density = gaussian.log_prob(states[:, :, step + 1].flatten(0, 1), now.mean, now.std)
+            parts.append(density.unflatten(0, (groups, branches)))
+        return torch.stack(parts, -1)
+
+    old = all_log_probs().detach() + 0.05 * torch.randn(groups, branches, T, generator=generator, dtype=torch.float64)
+    # Naively: one graph over all steps.
+    mask = torch.tensor([1.0] * steps + [0.0] * (T - steps))
+    loss = algorithm.loss(TrajectoryBatch(all_log_probs(), old, advantages[:, :, 0], mask)).loss
+    (expected,) = torch.autograd.grad(loss, policy.weight)
+
+    trajectories = Trajectories(["x"] * groups, [{}] * groups, torch.arange(groups), states, old,
+                                torch.ones(T, dtype=torch.bool))  # fmt: skip
+    optimizer = torch.optim.SGD([policy.weight], lr=1.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    settings = UpdateSettings(batch_size=groups, micro_batch=micro_batch, max_grad_norm=1e9, last_step=last_step,
+                              unit="trajectory")  # fmt: skip
+    before, policy.calls = policy.weight.detach().clone(), []
+    updater = Updater(policy, algorithm, settings, optimizer, schedule)  # type: ignore[arg-type]
+    metrics = updater.run(trajectories, advantages, None, NoPrompts(), epoch=1)  # type: ignore[arg-type]
+    assert torch.allclose(before - policy.weight.detach(), expected, rtol=1e-12, atol=1e-14)
+    assert metrics["loss"].item() == pytest.approx(loss.item(), rel=1e-12)
+    assert max(policy.calls) == micro_batch * branches, "no call sees more than one step of a micro-batch"
+    assert schedule.last_epoch == settings.optimizer_steps(groups, T) == 1
+
+
+def test_preferences_are_relative_to_the_base_model() -> None:
+    """With weights that have moved, D3PO's margin on policy is what they have moved by, not 0."""
+    updater = make(D3PO(beta=1.0), lr=0.0)
+    assert run(updater, advantage=0.0)["log_ratio_difference"] == 0
+    with torch.no_grad():
+        updater.parameters[0].fill_(0.5)
+    trajectories = sampled(updater.policy)
+    advantages = torch.arange(12.0).reshape(6, 2, 1).expand(6, 2, T)
+    denoiser, embeddings = updater.policy.backbone.denoiser(T, 1.0), PromptEmbeddings(updater.policy.backbone)
+    metrics = updater.run(trajectories, advantages, denoiser, embeddings, 1)
+    assert metrics["on_policy_log_ratio"] == 0 and metrics["log_ratio_difference"] > 0
+
+
+def test_branches_begin_at_one_latent_or_at_one_each() -> None:
+    policy = Policy(Plane())
+    denoiser, embeddings = policy.backbone.denoiser(T, 1.0), PromptEmbeddings(policy.backbone)
+    for shared in (True, False):
+        (part,) = rollout(policy, denoiser, embeddings, [Prompt("x")] * 4, range(4), seed=0, epoch=1, branches=3,
+                          micro_batch=4, shared_noise=shared)  # fmt: skip
+        starts = part.states[:, :, 0].flatten(2)
+        same = (starts[:, :1] == starts).all(-1)
+        assert same.all() if shared else not same[:, 1:].any()
+        assert len({tuple(row) for row in starts[:, 0].tolist()}) == 4

@@ -1,0 +1,63 @@
+"""How a configuration names an algorithm, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from sdpo import Config
+from sdpo.advantages import GroupNormalizer, StepwiseNormalizer
+from sdpo.algorithms import ALGORITHMS
+from sdpo.build import build_normalizer, cost, update_settings
+from sdpo.errors import UserError
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_name_alone_is_the_algorithm_as_published(name: str) -> None:
+    config = Config.load("emoji", [f"algorithm={name}"])
+    assert config.algorithm == {"name": name, **dataclasses.asdict(ALGORITHMS[name]())}  # type: ignore[call-overload]
+    assert config.build_algorithm() == ALGORITHMS[name]()
+    assert Config.parse(config.model_dump(mode="json")) == config
+    assert update_settings(config).unit == ALGORITHMS[name].unit
+    assert "network evaluations" in cost(config)
+
+
+def test_another_algorithm_drops_the_settings_of_the_preset_s_own() -> None:
+    config = Config.load("emoji", ["algorithm.clip_range=0.01", "algorithm.name=ddpo"])
+    assert config.algorithm["clip_range"] == 0.01 and config.algorithm["credit"] == "step"
+    assert Config.load("emoji", algorithm={"name": "ddpo"}).algorithm["credit"] == "step"
+    assert Config.load("emoji", ["algorithm.name=sdpo"]).algorithm["credit"] == "future", "that is the preset's own"
+    with pytest.raises(UserError, match=r"unknown key 'credits' of algorithm ddpo \(did you mean 'credit'\?\)"):
+        Config.load("emoji", ["algorithm={name: ddpo, credits: step}"])
+    with pytest.raises(UserError, match=r"no algorithm 'ddop' \(did you mean 'ddpo'\?\)"):
+        Config.load("emoji", ["algorithm=ddop"])
+
+
+def test_grpo_brings_its_normaliser() -> None:
+    config = Config.load("emoji", ["algorithm=grpo"])
+    assert config.advantage.normalizer == "group" and isinstance(build_normalizer(config), GroupNormalizer)
+    pooled = build_normalizer(Config.load("emoji", ["advantage.normalizer=prompt"]))
+    assert isinstance(pooled, StepwiseNormalizer) and not pooled.per_step
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["algorithm={name: ddpo, branches: 1}"], "compares branches, but algorithm.branches is 1"),
+        (["algorithm=rebel", "train.timestep_fraction=0.5"], "needs all steps of a trajectory"),
+        (["sample.shared_noise=false", "sample.share_first_step=true"], "begin at different latents"),
+        (["algorithm={name: d3po, beta: 0}"], "algorithm.beta must be positive"),
+    ],
+)
+def test_combinations_that_mean_nothing_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Config.load("emoji", overrides)
+
+
+def test_whole_trajectories_make_one_optimizer_step_a_batch() -> None:
+    stepwise, whole = (Config.load("emoji", [f"algorithm={name}", "sample.num_steps=4"]) for name in ("ddpo", "rebel"))
+    assert update_settings(stepwise).optimizer_steps(90, 4) == 12
+    assert update_settings(whole).optimizer_steps(90, 4) == 3
+    # Sampling, all steps once without gradient, and once with.
+    assert "at most 180 reward queries, 1440 network evaluations without and 720 with gradient" in cost(whole)

@@ -50,7 +50,7 @@ def rollout(
     for rows in _slices(len(prompts), micro_batch):
         texts, index = [p.text for p in prompts[rows]], sample_index[rows]
         keys = [(seed, epoch, i) for i in index]
-        start = to_device(seeds.normal(shape, [(*key, "start") for key in keys]), device)
+        start = denoiser.initial_scale * to_device(seeds.normal(shape, [(*key, "start") for key in keys]), device)
         noise = to_device(_noise((branches, *shape), keys, denoiser.num_steps).flatten(1, 2), device)
         # Filled step by step: a list of steps, stacked in the end, would hold everything twice.
         states = start.new_empty(len(index), branches, denoiser.num_steps + 1, *shape)
@@ -94,7 +94,7 @@ def final_images(
     shape, device = policy.backbone.latent_shape, policy.backbone.device
     for rows in _slices(len(prompts), micro_batch):
         keys = [(i, "image") for i in image_seeds[rows]]
-        start = to_device(seeds.normal(shape, [(*key, "start") for key in keys]), device)
+        start = denoiser.initial_scale * to_device(seeds.normal(shape, [(*key, "start") for key in keys]), device)
         noise = to_device(_noise(shape, keys, denoiser.num_steps), device)
         for transition, _ in _walk(policy, denoiser, embeddings, embeddings.rows(prompts[rows]), start, noise):
             last = transition.x0

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sdpo.backbones.base import PipelineBackbone
+from sdpo.backbones.pipeline import PipelineBackbone
 from sdpo.environment import check_torchvision
 from sdpo.errors import UserError
 

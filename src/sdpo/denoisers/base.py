@@ -33,13 +33,18 @@ class Denoiser(ABC):
     Built once a run for a number of steps; all its per-step numbers are tensors, so that a batch may mix steps
     and the step loop never waits for the device.
 
+    Latents are of the scale in which clean ones have about unit variance and pure noise has variance 1: a family
+    whose scheduler or network works in another scale converts inside.
+
     Attributes:
-        timesteps: scheduler timesteps in sampling order, int64 [T].
+        timesteps: what the network is given, in sampling order, int64 or float32 [T].
         stochastic: which steps are random, bool [T].
+        initial_scale: what standard normal noise is multiplied by to become x_0.
     """
 
     timesteps: Tensor
     stochastic: Tensor
+    initial_scale: float = 1.0
 
     @property
     def num_steps(self) -> int:

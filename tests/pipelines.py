@@ -7,8 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderTiny,
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sdpo.backbones.load import EMBEDDED
 
@@ -80,7 +89,47 @@ def stable_diffusion() -> StableDiffusionPipeline:
     )
 
 
-PIPELINES: dict[str, Callable[[], Any]] = {"StableDiffusionPipeline": stable_diffusion}
+def stable_diffusion_xl() -> StableDiffusionXLPipeline:
+    """With SDXL-Turbo's scheduler."""
+    words = tokenizer()
+    config = clip_config(len(words), projection_dim=8)
+    network = unet(
+        cross_attention_dim=2 * WIDTH,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 8,
+    )
+    return StableDiffusionXLPipeline(
+        vae=vae(),
+        text_encoder=CLIPTextModel(config),
+        text_encoder_2=CLIPTextModelWithProjection(config),
+        tokenizer=words,
+        tokenizer_2=words,
+        unet=network,
+        scheduler=EulerAncestralDiscreteScheduler.from_config(ddim().config, prediction_type="epsilon"),
+        add_watermarker=False,
+    )
+
+
+def latent_consistency() -> LatentConsistencyModelPipeline:
+    words = tokenizer()
+    return LatentConsistencyModelPipeline(
+        vae=vae(),
+        text_encoder=CLIPTextModel(clip_config(len(words))),
+        tokenizer=words,
+        unet=unet(time_cond_proj_dim=8),
+        scheduler=LCMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+PIPELINES: dict[str, Callable[[], Any]] = {
+    "StableDiffusionPipeline": stable_diffusion,
+    "StableDiffusionXLPipeline": stable_diffusion_xl,
+    "LatentConsistencyModelPipeline": latent_consistency,
+}
 """By class name; every one trains, samples and loads again in the tests of the families."""
 
 

@@ -28,19 +28,37 @@ def add(network: Any, rank: int, alpha: float, targets: Sequence[str]) -> None:
         raise UserError(f"lora.targets: {error}") from error
 
 
-def load(pipeline: Any, path: Path) -> None:
+def load(pipeline: Any, path: str | Path, adapter: str = ADAPTER, weight_name: str | None = None) -> None:
     """Attach a finished LoRA by the pipeline's own loader, which knows its targets, rank and alpha.
 
     Raises:
         UserError: if it is none of this model's.
     """
-    if not path.exists():
-        raise UserError(f"there is no LoRA file or folder {path}")
     try:
-        pipeline.load_lora_weights(str(path), adapter_name=ADAPTER, use_safetensors=True)
+        pipeline.load_lora_weights(str(path), adapter_name=adapter, weight_name=weight_name, use_safetensors=True)
     except Exception as error:  # a damaged file, other shapes, no LoRA at all: one message
         reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or type(error).__name__
         raise UserError(f"the LoRA {path} cannot be loaded onto this model: {reason}") from error
+
+
+def fuse(pipeline: Any, component: str, path: str, scale: float, weight_name: str | None) -> None:
+    """Add a LoRA to the base weights for good, such as one that makes a model a few-step model.
+
+    Args:
+        pipeline: whose weights change.
+        component: its denoising network.
+        path: a file, a folder, or a name on the hub.
+        scale: of what is added.
+        weight_name: the file in a folder or hub repository that holds several.
+
+    Raises:
+        UserError: if it cannot be loaded onto this model, or has nothing for its network.
+    """
+    load(pipeline, path, "fused", weight_name)
+    if "fused" not in getattr(getattr(pipeline, component), "peft_config", {}):
+        raise UserError(f"model.fuse_lora: {path} has no weights for the denoising network")
+    pipeline.fuse_lora(components=list(pipeline._lora_loadable_modules), lora_scale=scale)
+    pipeline.unload_lora_weights()
 
 
 def check_continued(network: Any, others: Sequence[nn.Module], path: str, rank: int, alpha: float) -> None:

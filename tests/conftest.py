@@ -20,55 +20,23 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A StableDiffusionPipeline of random weights on disk, with the embedded model's tokenizer."""
-    import torch
-    from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from pipelines import write_pipeline
 
-    from sdpo.backbones.load import EMBEDDED
+    return write_pipeline("StableDiffusionPipeline", tmp_path_factory.mktemp("model") / "tiny")
 
-    torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED["emoji"] / "tokenizer")
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        bos_token_id=len(tokenizer) - 2,
-        eos_token_id=len(tokenizer) - 1,
-        pad_token_id=len(tokenizer) - 1,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        cross_attention_dim=16,
-        attention_head_dim=2,
-        norm_num_groups=4,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )
-    vae = AutoencoderTiny(
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1),
-    )
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=DDIMScheduler.from_pretrained(EMBEDDED["emoji"] / "scheduler"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    path = tmp_path_factory.mktemp("model") / "tiny"
-    pipeline.save_pretrained(path, safe_serialization=True)
+
+@pytest.fixture(scope="session")
+def pipeline_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Pipelines of random weights on disk by class name, each written when it is first asked for."""
+    from pipelines import write_pipeline
+
+    written: dict[str, Path] = {}
+
+    def path(name: str) -> Path:
+        if name not in written:
+            written[name] = write_pipeline(name, tmp_path_factory.mktemp("model") / name)
+        return written[name]
+
     return path
 
 

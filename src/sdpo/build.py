@@ -62,10 +62,15 @@ def build_backbone(config: Config, device: torch.device, pipeline: Any = None) -
         UserError: if it cannot be loaded, or is of no supported class.
     """
     model = config.model
+    changes: dict[str, Any] = dict(
+        size=(model.height, model.width),
+        scheduler=model.scheduler,
+        fuse_lora=model.fuse_lora.model_dump() if model.fuse_lora else None,
+    )
     if pipeline is not None:
         if compute_dtype(config, device) != DTYPES[model.dtype]:
             pipeline.to(dtype=compute_dtype(config, device))
-        return wrap_pipeline(pipeline, device, (model.height, model.width))
+        return wrap_pipeline(pipeline, device, **changes)
     if model.path == IN_PYTHON:
         raise UserError(
             "this run was given a pipeline in Python that does not say where it came from: save it by "
@@ -77,7 +82,7 @@ def build_backbone(config: Config, device: torch.device, pipeline: Any = None) -
         variant=model.variant,
         dtype=compute_dtype(config, device),
         device=device,
-        size=(model.height, model.width),
+        **changes,
     )
 
 
@@ -131,6 +136,32 @@ def prepare_training(backbone: PipelineBackbone, config: Config) -> None:
         backbone.train_lora(config.lora.rank, config.lora.alpha, config.lora.targets, config.lora.path)
 
 
+def encode_prompts(config: Config, backbone: PipelineBackbone, prompts: Iterable[str]) -> PromptEmbeddings:
+    """The run's prompts, each encoded once; then the text encoders make room where `model.text_encoders` says so."""
+    embeddings = PromptEmbeddings(backbone, prompts)
+    if config.model.text_encoders != "keep":
+        backbone.release_text_encoders(config.model.text_encoders)
+    return embeddings
+
+
+def build_denoiser(config: Config, backbone: Backbone) -> Denoiser:
+    """The schedule that is trained on; those of the evaluation are tried too, before anything takes time.
+
+    Raises:
+        UserError: if there is no such schedule, or nothing on it to learn from.
+    """
+    sample = config.sample
+    denoiser = backbone.denoiser(sample.num_steps, sample.eta)
+    for count in config.evaluate.steps:
+        backbone.denoiser(count, sample.eta)
+    if config.build_algorithm().needs_log_prob and not denoiser.stochastic.any():
+        raise UserError(
+            f"sample.num_steps is {sample.num_steps}, whose only step is deterministic on this model's schedule and "
+            "has no log-probability to learn from: use sample.num_steps=2 or more"
+        )
+    return denoiser
+
+
 def compile_network(
     config: Config, backbone: PipelineBackbone, policy: Policy, denoiser: Denoiser, embeddings: PromptEmbeddings
 ) -> None:
@@ -179,8 +210,10 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], train: TrainConfig
     return torch.optim.AdamW(parameters, fused=True, **settings)
 
 
-def update_settings(config: Config, processes: int = 1, micro_batch: int = 1) -> UpdateSettings:
-    """What the update of one process needs of the configuration."""
+def update_settings(
+    config: Config, processes: int = 1, micro_batch: int = 1, ends_random: bool = True
+) -> UpdateSettings:
+    """What the update of one process needs of the configuration; a last step without density is never visited."""
     train, algorithm = config.train, config.build_algorithm()
     return UpdateSettings(
         batch_size=train.batch_size // processes,
@@ -191,25 +224,31 @@ def update_settings(config: Config, processes: int = 1, micro_batch: int = 1) ->
         kl_weight=train.kl_weight,
         seed=config.seed,
         step_shuffle=train.step_shuffle,
-        last_step=algorithm.credit == "step",
+        last_step=ends_random and algorithm.credit == "step",
         unit=algorithm.unit,
     )
 
 
-def shares_first_step(config: Config) -> bool:
+def shares_first_step(config: Config, ends_random: bool = True) -> bool:
     """Whether branches, which begin at one latent, share the network evaluation of the first step.
 
     `auto` shares where the update visits no other step: its network calls then have the same batches as those of
     sampling, so that the log-ratio before the first update stays exactly 0.
     """
     setting = config.sample.share_first_step
-    if setting == "auto":
-        return config.sample.shared_noise and update_settings(config).eligible_steps(config.sample.num_steps) == 1
-    return setting
+    if setting != "auto":
+        return setting
+    only_first = update_settings(config, ends_random=ends_random).eligible_steps(config.sample.num_steps) == 1
+    return config.sample.shared_noise and only_first
 
 
 def build_updater(
-    config: Config, policy: Policy, algorithm: Algorithm[Any], processes: Processes, micro_batch: int
+    config: Config,
+    policy: Policy,
+    denoiser: Denoiser,
+    algorithm: Algorithm[Any],
+    processes: Processes,
+    micro_batch: int,
 ) -> Updater:
     """The update with its optimizer, schedule and average.
 
@@ -217,7 +256,7 @@ def build_updater(
         UserError: see `build_optimizer`.
     """
     train, sample = config.train, config.sample
-    settings = update_settings(config, processes.count, micro_batch)
+    settings = update_settings(config, processes.count, micro_batch, denoiser.ends_random)
     parameters = list(policy.backbone.trainable_parameters().values())
     optimizer = build_optimizer(parameters, train)
     steps = config.epochs * settings.optimizer_steps(sample.prompts_per_epoch // processes.count, sample.num_steps)
@@ -358,6 +397,6 @@ def memory_knobs(config: Config, now: MicroBatches) -> str:
     return (
         f"None of these changes the result: train.micro_batch (now {now.update}), sample.micro_batch (now "
         f"{now.sample}), train.gradient_checkpointing=true, scoring.decode_batch (now {scoring.decode_batch}), "
-        f"scoring.batch_size (now {scoring.batch_size}), scoring.offload=true. These do: model.dtype=bfloat16, "
-        "a smaller lora.rank."
+        f"scoring.batch_size (now {scoring.batch_size}), scoring.offload=true, model.text_encoders=cpu. These do: "
+        "model.dtype=bfloat16, train.optimizer=adamw8bit, a smaller lora.rank, model.height and model.width."
     )

@@ -25,10 +25,20 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
+class FuseLoraConfig(_Section):
+    """A LoRA that becomes part of the base weights: a file, a folder or a hub name, and the file's name in these."""
+
+    path: str
+    scale: float = 1.0
+    weight_name: str | None = None
+
+
 class ModelConfig(_Section):
     """Which model, the precision of its frozen weights, and how its network runs.
 
-    `compile`: torch.compile of the network's blocks; `tf32`: float32 products in TF32, on GPUs that have it.
+    `scheduler`: `name` of a diffusers scheduler, and settings, that replace the model's own. `fuse_lora`: one that
+    makes it a few-step model, say; the trained LoRA comes on top. `text_encoders`: where they go once all prompts are
+    encoded. `compile`: torch.compile of the network's blocks; `tf32`: float32 products in TF32, on GPUs that have it.
     """
 
     path: str = "emoji"
@@ -37,6 +47,9 @@ class ModelConfig(_Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     height: Positive | None = None
     width: Positive | None = None
+    scheduler: dict[str, Any] | None = None
+    fuse_lora: FuseLoraConfig | None = None
+    text_encoders: Literal["keep", "cpu", "free"] = "keep"
     compile: bool = False
     tf32: bool = False
 
@@ -220,6 +233,11 @@ class Config(_Section):
             raise ValueError(
                 "algorithm.credit=future learns nothing at sample.num_steps=1: no reward follows the only step; "
                 "use algorithm.credit=step or more steps"
+            )
+        if self.model.text_encoders == "free" and self.lora is None:
+            raise ValueError(
+                "model.text_encoders=free with lora=null: a run that trains all weights writes the whole pipeline, "
+                "text encoders included; use model.text_encoders=cpu"
             )
         unused = sorted(set(self.reward_options) - {*self.rewards, self.evaluate.judge})
         if unused:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sdpo.backbones import Backbone, Conditioning
 from sdpo.denoisers import Denoiser, Transition
+from sdpo.errors import UserError
 
 
 class PromptEmbeddings:
@@ -61,11 +62,15 @@ class Policy:
 
     Args:
         backbone: the model.
-        guidance_scale: classifier-free guidance; 1 is off and costs nothing.
+        guidance_scale: 1 is off. Classifier-free guidance asks the network twice; one that embeds guidance is handed
+            the scale, also 1.
         dtype: what the network computes in; parameters that are trained stay float32 under autocast.
 
     Attributes:
         evaluations: of the network for one latent each, so far.
+
+    Raises:
+        UserError: if the model has no use for a guidance scale and is given one.
     """
 
     def __init__(self, backbone: Backbone, guidance_scale: float = 1.0, dtype: torch.dtype = torch.float32) -> None:
@@ -73,12 +78,17 @@ class Policy:
         self.guidance_scale = guidance_scale
         self.dtype = dtype
         self.evaluations = 0
-        self._unconditional = backbone.encode([""]) if self.guided else {}
+        if backbone.guidance == "none" and guidance_scale != 1.0:
+            raise UserError(
+                f"sample.guidance_scale is {guidance_scale:g}, but this model was distilled to do without guidance: "
+                "set it to 1.0"
+            )
+        self._unconditional = backbone.unconditional() if self.guided else {}
 
     @property
     def guided(self) -> bool:
         """Whether the network is asked twice a step."""
-        return self.guidance_scale != 1.0
+        return self.backbone.guidance == "classifier-free" and self.guidance_scale != 1.0
 
     def autocast(self) -> torch.autocast:
         """The context in which the network computes."""
@@ -97,6 +107,8 @@ class Policy:
                 output = self.backbone.network(torch.cat([latents] * 2), torch.cat([timesteps] * 2), both)
                 without, with_prompt = output[:n], output[n:]
                 output = without + self.guidance_scale * (with_prompt - without)
+            elif self.backbone.guidance == "embedded":
+                output = self.backbone.network(latents, timesteps, conditioning, self.guidance_scale)
             else:
                 output = self.backbone.network(latents, timesteps, conditioning)
         return denoiser.transition(latents, output, step_index)

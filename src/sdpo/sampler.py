@@ -53,7 +53,9 @@ def rollout(
         texts, index = [p.text for p in prompts[rows]], sample_index[rows]
         keys = [(seed, epoch, i) for i in index]
         own = 1 if shared_noise else branches  # starting latents a group
-        start = to_device(seeds.normal((own, *shape), [(*key, "start") for key in keys]).flatten(0, 1), device)
+        start = denoiser.initial_scale * to_device(
+            seeds.normal((own, *shape), [(*key, "start") for key in keys]).flatten(0, 1), device
+        )
         noise = to_device(_noise((branches, *shape), keys, denoiser.num_steps).flatten(1, 2), device)
         # Filled step by step: a list of steps, stacked in the end, would hold everything twice.
         states = start.new_empty(len(index), branches, denoiser.num_steps + 1, *shape)
@@ -89,18 +91,20 @@ def final_images(
 ) -> Iterator[Tensor]:
     """Images of N single trajectories on fixed seeds, decoded from the last step's x̂.
 
+    Where the last step is deterministic, as with η = 0, its latents are the image, as in the pipeline's own call.
+
     Image i depends on prompts[i], image_seeds[i] and the weights alone.
 
     Yields:
         float32 [n, 3, H, W] in [0, 1], n at most `micro_batch` and `decode_batch`, in order.
     """
-    shape, device = policy.backbone.latent_shape, policy.backbone.device
+    shape, device, noisy = policy.backbone.latent_shape, policy.backbone.device, denoiser.ends_random
     for rows in _slices(len(prompts), micro_batch):
         keys = [(i, "image") for i in image_seeds[rows]]
-        start = to_device(seeds.normal(shape, [(*key, "start") for key in keys]), device)
+        start = denoiser.initial_scale * to_device(seeds.normal(shape, [(*key, "start") for key in keys]), device)
         noise = to_device(_noise(shape, keys, denoiser.num_steps), device)
-        for transition, _ in _walk(policy, denoiser, embeddings, embeddings.rows(prompts[rows]), start, noise):
-            last = transition.x0
+        for transition, following in _walk(policy, denoiser, embeddings, embeddings.rows(prompts[rows]), start, noise):
+            last = transition.x0 if noisy else following
         for latents in last.split(decode_batch):
             yield policy.backbone.decode(latents)
 

@@ -18,7 +18,7 @@ from sdpo.checkpoint import Checkpoint, CheckpointStore
 from sdpo.config import Config, check_same_run
 from sdpo.errors import DivergenceError, UserError
 from sdpo.evaluation import Evaluation, discard_after, evaluate, read_scores, weighted_gain, write_evaluation
-from sdpo.policy import Policy, PromptEmbeddings
+from sdpo.policy import Policy
 from sdpo.processes import Processes
 from sdpo.prompts import Prompt, load_prompts
 from sdpo.report import write_report
@@ -71,22 +71,21 @@ class Trainer:
         build.check_processes(config, self.processes.count)
         self.run_dir = build.prepare_run_dir(config, "runs/latest")
         self.backbone = build.build_backbone(config, device, pipeline)
-        self.denoiser = self.backbone.denoiser(config.sample.num_steps, config.sample.eta)
-        for count in config.evaluate.steps:
-            self.backbone.denoiser(count, config.sample.eta)
+        self.denoiser = build.build_denoiser(config, self.backbone)
         build.prepare_training(self.backbone, config)
         own = {next(iter(config.rewards)): reward} if reward is not None else None
         rewards = build.load_rewards(config, config.rewards, device, own)
         self.mix = RewardMix(rewards, config.rewards)
         self.evaluation_rewards = {**rewards, **build.load_rewards(config, [judge] if judge else [], device)}
         self.policy = Policy(self.backbone, config.sample.guidance_scale, build.compute_dtype(config, device))
-        self.embeddings = PromptEmbeddings(self.backbone, [p.text for p in [*self.prompts, *self.unseen]])
+        texts = [p.text for p in [*self.prompts, *self.unseen]]
+        self.embeddings = build.encode_prompts(config, self.backbone, texts)
         self.normalizer = build.build_normalizer(config)
         build.compile_network(config, self.backbone, self.policy, self.denoiser, self.embeddings)
         self.micro_batches = build.micro_batches(config, self.policy, self.denoiser, self.embeddings, self.processes)
         self.decode_batch = build.decode_batch(config, self.backbone)
         self.updater = build.build_updater(
-            config, self.policy, self.algorithm, self.processes, self.micro_batches.update
+            config, self.policy, self.denoiser, self.algorithm, self.processes, self.micro_batches.update
         )
         self.store = CheckpointStore(
             self.run_dir / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_best
@@ -197,7 +196,7 @@ class Trainer:
             branches=self.algorithm.branches,
             micro_batch=self.micro_batches.sample,
             shared_noise=self.config.sample.shared_noise,
-            share_first_step=build.shares_first_step(self.config),
+            share_first_step=build.shares_first_step(self.config, self.denoiser.ends_random),
         )
 
     def _draw_prompt(self, epoch: int, index: int) -> Prompt:

@@ -37,7 +37,8 @@ class UpdateSettings:
         max_grad_norm: global gradient-norm clip.
         kl_weight: weight of KL(policy ‖ base model); 0 is off.
         seed: of the run.
-        last_step: visit the last step too; under `credit: future` it has nothing to learn from.
+        last_step: visit the last step too; under `credit: future`, or where it is deterministic, it has nothing to
+            learn from.
         step_shuffle: a random order of steps for each sample; else all go from the noisiest to the last.
         unit: an optimizer step follows one step of each of its groups, or their whole trajectories.
     """

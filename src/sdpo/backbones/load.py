@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import importlib
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sdpo.backbones.base import PipelineBackbone
+from sdpo.backbones import lora
+from sdpo.backbones.files import check_components, read_index
+from sdpo.backbones.pipeline import PipelineBackbone
+from sdpo.backbones.schedules import replace_scheduler
 from sdpo.environment import check_torchvision
 from sdpo.errors import UserError
 
 # Models that come with the package.
 EMBEDDED = {"emoji": Path(__file__).parents[1] / "assets" / "emoji" / "model"}
 
-FAMILIES = {"StableDiffusionPipeline": "sdpo.backbones.stable_diffusion:StableDiffusion"}
+FAMILIES = {
+    "StableDiffusionPipeline": "sdpo.backbones.stable_diffusion:StableDiffusion",
+    "StableDiffusionXLPipeline": "sdpo.backbones.stable_diffusion_xl:StableDiffusionXL",
+    "LatentConsistencyModelPipeline": "sdpo.backbones.stable_diffusion:StableDiffusion",
+}
 
 
 def embedded(name: str) -> str:
@@ -38,7 +45,9 @@ def check_path(path: str) -> Path | None:
     """
     local = EMBEDDED.get(path, Path(path))
     if local.is_dir():
-        _check_class(_class_name(local), path)
+        index = read_index(local, _supported())
+        _check_class(str(index["_class_name"]), path)
+        check_components(local, index, _supported())
         return local
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"model.path: there is no directory {path!r}.")
@@ -52,7 +61,7 @@ def load_backbone(
     variant: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    size: tuple[int | None, int | None] = (None, None),
+    **changes: Any,
 ) -> PipelineBackbone:
     """Load a model from the package, a local directory, or the hub (safetensors only).
 
@@ -62,7 +71,7 @@ def load_backbone(
         variant: such as "fp16".
         dtype: of the frozen weights.
         device: where it runs.
-        size: height and width in pixels; None is the model's own.
+        changes: see `wrap_pipeline`.
 
     Raises:
         UserError: if it cannot be found, reached or read, or its pipeline class is not supported.
@@ -83,52 +92,60 @@ def load_backbone(
         )
     except Exception as error:  # whatever the hub or a damaged file raised: the user needs one message, with the cause
         raise UserError(_loading_failed(path, revision, local is not None, error)) from error
-    return _family(type(pipeline).__name__, path)(pipeline, device=torch.device(device), size=size)
+    return wrap_pipeline(pipeline, device, **changes)
 
 
 def wrap_pipeline(
-    pipeline: Any, device: torch.device | str = "cpu", size: tuple[int | None, int | None] = (None, None)
+    pipeline: Any,
+    device: torch.device | str = "cpu",
+    *,
+    size: tuple[int | None, int | None] = (None, None),
+    scheduler: Mapping[str, Any] | None = None,
+    fuse_lora: Mapping[str, Any] | None = None,
 ) -> PipelineBackbone:
-    """A backbone around the user's own diffusers pipeline.
+    """A backbone around a diffusers pipeline, such as the user's own.
+
+    Args:
+        pipeline: it is changed.
+        device: where it runs.
+        size: height and width in pixels; None is the model's own.
+        scheduler: `name` of another scheduler class, and settings of it that differ from those of the model's own.
+        fuse_lora: `path`, `scale` and `weight_name` of a LoRA that becomes part of the base weights, see `lora.fuse`.
 
     Raises:
-        UserError: if its class is not supported.
+        UserError: if its class is not supported, or one of these changes cannot be made.
     """
-    return _family(type(pipeline).__name__, type(pipeline).__name__)(pipeline, device=torch.device(device), size=size)
+    name = type(pipeline).__name__
+    family = _family(name, getattr(pipeline, "name_or_path", None) or name)
+    if scheduler is not None:
+        replace_scheduler(pipeline, scheduler)
+    if fuse_lora is not None:
+        lora.fuse(pipeline, family.component, **fuse_lora)
+    return family(pipeline, torch.device(device), size)
 
 
 def _check_class(class_name: str, path: str) -> None:
     if class_name not in FAMILIES:
-        raise UserError(
-            f"model.path {path!r} is a {class_name}, which is not supported. Supported: {', '.join(FAMILIES)}."
-        )
+        raise UserError(f"model.path {path!r} is a {class_name}, which is not supported. {_supported()}")
 
 
-def _family(class_name: str, path: str) -> Any:
+def _supported() -> str:
+    return f"Supported are pipelines with safetensors weights of the classes {', '.join(FAMILIES)}."
+
+
+def _family(class_name: str, path: str) -> type[PipelineBackbone]:
     _check_class(class_name, path)
     module, _, attribute = FAMILIES[class_name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def _class_name(directory: Path) -> str:
-    index = directory / "model_index.json"
-    try:
-        return str(json.loads(index.read_text())["_class_name"])
-    except FileNotFoundError as error:
-        raise UserError(
-            f"model.path: {directory} is not a diffusers pipeline directory, it has no model_index.json. "
-            "Save one with pipeline.save_pretrained(directory)."
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"model.path: {index} cannot be read: {error!r}") from error
+    family: type[PipelineBackbone] = getattr(importlib.import_module(module), attribute)
+    return family
 
 
 def _loading_failed(path: str, revision: str, local: bool, error: Exception) -> str:
     cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if local:
-        return f"model.path: the pipeline in {path} cannot be loaded: {cause} (only safetensors weights are read)"
+        return f"model.path: the pipeline in {path} cannot be loaded: {cause}. {_supported()}"
     return (
-        f"model.path: cannot load {path!r} (revision {revision!r}) from the Hugging Face hub: {cause}\n"
+        f"model.path: cannot load {path!r} (revision {revision!r}) from the Hugging Face hub: {cause}\n{_supported()}\n"
         "If this machine has no network, copy the model's folder here and point to it:\n"
         f"  sdpo train … model.path=/path/to/{path.rsplit('/', 1)[-1]}\n"
         "The folder is what pipeline.save_pretrained() or `hf download` writes; it holds a model_index.json."

@@ -1,6 +1,7 @@
 """Families of denoising transitions: from a network output to a Gaussian over the next latent."""
 
-from sdpo.denoisers.base import Denoiser, Transition
-from sdpo.denoisers.ddim import DDIM
+from sdpo.denoisers.base import Denoiser, Prediction, Transition
+from sdpo.denoisers.consistency import Consistency
+from sdpo.denoisers.ddim import DDIM, Schedule, ScheduledDDIM
 
-__all__ = ["DDIM", "Denoiser", "Transition"]
+__all__ = ["DDIM", "Consistency", "Denoiser", "Prediction", "Schedule", "ScheduledDDIM", "Transition"]

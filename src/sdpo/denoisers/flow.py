@@ -74,7 +74,7 @@ class RectifiedFlow(_Interpolation):
     ) -> None:
         _check_eta(eta)
         sigmas = sigmas.double().cpu()
-        if len(sigmas) < 2 or sigmas[0] > 1 or sigmas[-1] != 0 or (sigmas.diff() >= 0).any():
+        if len(sigmas) < 2 or sigmas[0] > 1 or sigmas[-1] != 0 or not (sigmas.diff() < 0).all():
             raise ValueError(f"sigmas must decrease from at most 1 to 0, got {sigmas.tolist()}")
         sigma, following = sigmas[:-1], sigmas[1:]
         if form == "preserving":
@@ -109,7 +109,7 @@ class TrigFlow(_Interpolation):
     def __init__(self, angles: Tensor, eta: float = 1.0, device: torch.device | str = "cpu") -> None:
         _check_eta(eta)
         exact = angles.double().cpu()
-        if len(exact) < 2 or exact[-1] != 0 or (exact.diff() >= 0).any():
+        if len(exact) < 2 or exact[-1] != 0 or not (exact.diff() < 0).all():
             raise ValueError(f"angles must decrease to 0, got {exact.tolist()}")
         cos, sin = exact[:-1].cos(), exact[:-1].sin()
         clean, std = exact[1:].cos(), eta * exact[1:].sin()

@@ -166,6 +166,7 @@ def test_trigflow_at_eta_1_jumps_and_at_eta_0_turns(latent: tuple[Tensor, Tensor
         (lambda: rectified(1.0, "other"), "form must be"),  # type: ignore[arg-type]
         (lambda: rectified(1.0, sigmas=torch.tensor([0.5, 0.6, 0.0])), "sigmas must decrease"),
         (lambda: rectified(1.0, sigmas=torch.tensor([1.0, 0.5])), "sigmas must decrease"),
+        (lambda: rectified(1.0, sigmas=torch.tensor([math.nan, 0.0])), "sigmas must decrease"),
         (lambda: TrigFlow(torch.tensor([1.5, 1.6, 0.0])), "angles must decrease"),
     ],
 )

@@ -28,6 +28,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from sdpo.backbones.sana_sprint import INSTRUCTION
 
+SIDE = 32
+"""Pixels a side of images in tests; what some of the classes make by default, however small their networks, is 1024."""
+
 
 def _kl(channels: int) -> AutoencoderKL:
     """Two pixels a side of each latent; latents are scaled and shifted."""

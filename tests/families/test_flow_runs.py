@@ -12,14 +12,14 @@ import pytest
 import torch
 from conftest import Run
 from diffusers import DiffusionPipeline
-from flow_pipelines import FLOW_PIPELINES
+from flow_pipelines import FLOW_PIPELINES, SIDE
 from PIL import Image
 from safetensors.torch import load_file
 
 from sdpo.backbones import wrap_pipeline
 
 GUIDANCE = {"SanaSprintPipeline": 4.5}
-SIZE = (32, 32)
+SIZE = (SIDE, SIDE)
 
 
 def succeeded(result: Any) -> Any:
@@ -29,7 +29,7 @@ def succeeded(result: Any) -> Any:
 
 def overrides(path: Path, name: str) -> list[str]:
     return [
-        f"model={{path: {path}, height: 32, width: 32}}",
+        f"model={{path: {path}, height: {SIDE}, width: {SIDE}}}",
         "epochs=2",
         "prompts={train: [cat, dog, a fox], unseen: null}",
         "rewards={colorfulness: 1.0}",
@@ -37,6 +37,7 @@ def overrides(path: Path, name: str) -> list[str]:
         "train={batch_size: 2, learning_rate: 1.0e-2}",
         "evaluate={every: 0, steps: [1, 2], images_per_prompt: 1, judge: null}",
         "lora={rank: 2, alpha: 4}",
+        "algorithm={name: sdpo}",
     ]
 
 
@@ -69,7 +70,7 @@ def test_a_lora_run_end_to_end(sdpo: Run, tmp_path: Path, pipeline_path: Callabl
     (tuned,) = backbone.generate(["cat"], 2, [3], GUIDANCE.get(name, 1.0))
     expected = np.concatenate([np.asarray(base, int), np.asarray(tuned, int)], 1)
     assert np.abs(np.asarray(Image.open(tmp_path / "both.png"), int) - expected).max() <= 2
-    assert (expected[:, :32] != expected[:, 32:]).any()
+    assert (expected[:, :SIDE] != expected[:, SIDE:]).any()
 
     # The trainer's own weights, and those that were saved and loaded again, score alike.
     succeeded(sdpo("evaluate", "run", "--steps", "1,2", "--images-per-prompt", "1"))
@@ -96,3 +97,9 @@ def test_a_noise_form_that_the_family_lacks_is_refused(sdpo: Run, pipeline_path:
     name = "SanaSprintPipeline"
     result = sdpo("train", *overrides(pipeline_path(name), name), "sample.noise_form=flow_grpo", "--output-dir", "run")
     assert result.returncode == 2 and "sample.noise_form=flow_grpo is for flow models" in result.stderr
+
+
+def test_a_single_step_has_nothing_to_learn_from(sdpo: Run, pipeline_path: Callable[[str], Path]) -> None:
+    name = "FluxPipeline"
+    result = sdpo("train", *overrides(pipeline_path(name), name), "sample.num_steps=1", "--output-dir", "run")
+    assert result.returncode == 2 and "sample.num_steps=2 or more" in result.stderr

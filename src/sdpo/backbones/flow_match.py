@@ -35,11 +35,16 @@ class FlowMatch(PipelineBackbone):
                 f"a {type(self.pipeline).__name__} is sampled on a FlowMatchEulerDiscreteScheduler (without "
                 f"invert_sigmas), this one has a {type(scheduler).__name__}: give it the one it was released with"
             )
+        if num_steps == 1 and scheduler.config.shift_terminal:
+            raise UserError(
+                "a schedule with shift_terminal begins and ends at different noise levels, so a single step has none "
+                "(diffusers divides 0 by 0): use 2 steps or more, also in evaluate.steps"
+            )
         scheduler.set_timesteps(**self.schedule(num_steps))
         try:
             return RectifiedFlow(scheduler.sigmas, scheduler.timesteps, eta, self.noise_form, self.device)
         except ValueError as error:
-            raise UserError(str(error)) from error
+            raise UserError(f"the model's schedule of {num_steps} steps: {error}") from error
 
     def decode(self, latents: Tensor) -> Tensor:
         """See `Backbone.decode`."""

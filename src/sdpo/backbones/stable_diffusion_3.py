@@ -13,7 +13,12 @@ from sdpo.backbones.flow_match import JOINT_ATTENTION, FlowMatch
 
 
 class StableDiffusion3(FlowMatch):
-    """A transformer over image and text tokens, two CLIP text encoders and (if the model has it) a T5."""
+    """A transformer over image and text tokens, two CLIP text encoders and (if the model has it) a T5.
+
+    The pipeline's own schedule ends at σ_min (0.009 with a shift of 3) before 0. The step there has hardly any noise:
+    its log-probability is a hundred times as sensitive as that of other steps. `model.scheduler={shift_terminal: 0.25}`
+    lets the schedule end where noise is worth learning from.
+    """
 
     lora_targets = JOINT_ATTENTION
     repeated_blocks = ("JointTransformerBlock",)

@@ -17,31 +17,11 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from flow_pipelines import FLOW_PIPELINES
+from tiny_text import WIDTH, clip_config, tokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from sdpo.backbones.load import EMBEDDED
-
-WIDTH = 16  # of the text embeddings
-
-
-def tokenizer() -> CLIPTokenizer:
-    """The embedded model's, which needs no download."""
-    return CLIPTokenizer.from_pretrained(EMBEDDED["emoji"] / "tokenizer")
-
-
-def clip_config(vocabulary: int, **extra: Any) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=vocabulary,
-        hidden_size=WIDTH,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        bos_token_id=vocabulary - 2,
-        eos_token_id=vocabulary - 1,
-        pad_token_id=vocabulary - 1,
-        **extra,
-    )
 
 
 def unet(**extra: Any) -> UNet2DConditionModel:
@@ -129,6 +109,7 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "StableDiffusionPipeline": stable_diffusion,
     "StableDiffusionXLPipeline": stable_diffusion_xl,
     "LatentConsistencyModelPipeline": latent_consistency,
+    **FLOW_PIPELINES,
 }
 """By class name; every one trains, samples and loads again in the tests of the families."""
 

@@ -59,8 +59,20 @@ def build_backbone(config: Config, device: torch.device, pipeline: Any = None) -
     """The model, or the user's own pipeline, ready to sample; nothing is trainable yet.
 
     Raises:
-        UserError: if it cannot be loaded, or is of no supported class.
+        UserError: if it cannot be loaded, is of no supported class, or has no noise of the form that is asked for.
     """
+    backbone = _load(config, device, pipeline)
+    form = config.sample.noise_form
+    if form not in backbone.noise_forms:
+        raise UserError(
+            f"sample.noise_form={form} is for flow models; a {type(backbone.pipeline).__name__} has: "
+            f"{', '.join(backbone.noise_forms)}"
+        )
+    backbone.noise_form = form
+    return backbone
+
+
+def _load(config: Config, device: torch.device, pipeline: Any) -> PipelineBackbone:
     model = config.model
     changes: dict[str, Any] = dict(
         size=(model.height, model.width),

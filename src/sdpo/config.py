@@ -94,6 +94,7 @@ class AdvantageConfig(_Section):
 class SampleConfig(_Section):
     """Trajectories of an epoch; the numbers are global, `micro_batch` (groups in a network call) is the machine's.
 
+    `noise_form`: how a flow model's steps get their noise; `eta` is its level (see `denoisers/flow.py`).
     `shared_noise`: the branches of a group begin at one latent; else at one each.
     `share_first_step`: one network evaluation for all branches of a group where their latents are the same, in sampling
     and in the update; `auto` does so where not even rounding changes.
@@ -103,6 +104,7 @@ class SampleConfig(_Section):
     prompts_per_epoch: Positive = 128
     guidance_scale: Annotated[float, Field(ge=1)] = 1.0
     eta: Fraction = 1.0
+    noise_form: Literal["preserving", "flow_grpo"] = "preserving"
     micro_batch: MicroBatch = "auto"
     shared_noise: bool = True
     share_first_step: Literal["auto"] | bool = "auto"

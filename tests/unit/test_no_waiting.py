@@ -31,6 +31,7 @@ IN_THE_LOOPS: dict[str, set[str] | None] = {
     "gaussian.py": None,
     "returns.py": {"temporal_weights"},
     "denoisers/ddim.py": {"transition"},
+    "denoisers/flow.py": {"transition"},
     "algorithms/sdpo.py": None,
     "algorithms/ddpo.py": None,
     "algorithms/grpo.py": None,

@@ -23,6 +23,11 @@ FAMILIES = {
     "StableDiffusionPipeline": "sdpo.backbones.stable_diffusion:StableDiffusion",
     "StableDiffusionXLPipeline": "sdpo.backbones.stable_diffusion_xl:StableDiffusionXL",
     "LatentConsistencyModelPipeline": "sdpo.backbones.stable_diffusion:StableDiffusion",
+    "StableDiffusion3Pipeline": "sdpo.backbones.stable_diffusion_3:StableDiffusion3",
+    "FluxPipeline": "sdpo.backbones.flux:Flux",
+    "ZImagePipeline": "sdpo.backbones.z_image:ZImage",
+    "SanaSprintPipeline": "sdpo.backbones.sana_sprint:SanaSprint",
+    "Flux2KleinPipeline": "sdpo.backbones.flux2_klein:Flux2Klein",
 }
 
 

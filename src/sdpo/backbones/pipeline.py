@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdpo.backbones.training import TrainableBackbone
+from sdpo.denoisers.flow import Form
 from sdpo.errors import UserError
 
 _TILED_FROM = 1024 * 1024  # pixels of an image above which the decoder works on one image and one tile at a time
@@ -23,12 +24,16 @@ class PipelineBackbone(TrainableBackbone):
         size: height and width in pixels; None is the model's own.
 
     Attributes:
+        noise_forms: what the noise of the family's steps can be like.
+        noise_form: which of them it is.
         channels_last: the memory format of the network's weights; faster for convolutions.
 
     Raises:
         UserError: if the size is no multiple of what the model works in.
     """
 
+    noise_forms: ClassVar[Sequence[Form]] = ("preserving",)
+    noise_form: Form = "preserving"
     channels_last: ClassVar[bool] = False
 
     def __init__(self, pipeline: Any, device: torch.device, size: tuple[int | None, int | None] = (None, None)) -> None:
@@ -141,7 +146,7 @@ class PipelineBackbone(TrainableBackbone):
         images: list[Any] = []
         for prompt, seed in zip(prompts, seeds, strict=True):  # one by one: an image never depends on its neighbours
             images += self.pipeline(
-                prompt,
+                prompt=prompt,
                 num_inference_steps=num_steps,
                 generator=torch.Generator().manual_seed(seed),
                 height=height,

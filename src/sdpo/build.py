@@ -283,7 +283,7 @@ def cost(config: Config) -> str:
     sample, algorithm = config.sample, config.build_algorithm()
     settings = update_settings(config)
     trajectories = sample.prompts_per_epoch * algorithm.branches
-    queries = {"final": 1, "anchors": min(3, sample.num_steps), "all": sample.num_steps}[algorithm.reward_plan]
+    queries = {"final": 1, "all": sample.num_steps}.get(algorithm.reward_plan, min(3, sample.num_steps))
     updates = settings.optimizer_steps(sample.prompts_per_epoch, sample.num_steps)
     guidance = 2 if sample.guidance_scale != 1 else 1
     # What one evaluation or query a group spares at the first step, which all its branches have in common.

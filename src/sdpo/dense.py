@@ -43,7 +43,24 @@ def query_steps(x0: Tensor) -> Tensor:
 
     They may coincide (always for T < 3); a caller scores coinciding ones once.
     """
-    anchor = anchor_steps(x0)
+    return _with_ends(anchor_steps(x0), x0)
+
+
+def group_query_steps(x0: Tensor) -> Tensor:
+    """`query_steps` with one anchor for all branches of a group: the step least like either end on average.
+
+    Args:
+        x0: [B, K, T, C, H, W].
+
+    Returns:
+        int64 [B, K, 3].
+    """
+    first = torch.zeros(x0.shape[:2], dtype=torch.long, device=x0.device)
+    like_ends = similarity(x0, first) + similarity(x0, torch.full_like(first, x0.shape[2] - 1))  # [B, K, T]
+    return _with_ends(like_ends.mean(1).argmin(-1)[:, None].expand_as(first), x0)
+
+
+def _with_ends(anchor: Tensor, x0: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(anchor), torch.full_like(anchor, x0.shape[-4] - 1), anchor], dim=-1)
 
 

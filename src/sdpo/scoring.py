@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdpo.algorithms.base import RewardPlan
 from sdpo.backbones import Backbone
-from sdpo.dense import query_steps, similarities, spread
+from sdpo.dense import group_query_steps, query_steps, similarities, spread
 from sdpo.rewards import PlacedReward, Reward
 from sdpo.types import Trajectories
 
@@ -123,9 +123,10 @@ Gather = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 class Scorer:
     """Scores an epoch's trajectories part by part, as they are sampled: remote rewards work while sampling goes on.
 
-    Decodes and scores the images that the plan asks for, each once, and gives every step its reward. `anchors` asks for
-    three images a trajectory (fewer where steps coincide) and spreads; `all` asks for every step; `final` asks for the
-    last and gives the other steps 0. Where branches share the first step, its image is asked for once a group.
+    Decodes and scores the images that the plan asks for, each once, and gives every step its reward. `anchors` and
+    `group_anchors` ask for three images a trajectory (fewer where steps coincide) and spread; `all` asks for every step;
+    `final` asks for the last and gives the other steps 0. Where branches share the first step, its image is asked for once
+    a group.
 
     Args:
         backbone: decodes.
@@ -149,10 +150,11 @@ class Scorer:
         self._backbone = backbone
         self._mix = mix
         self._plan = plan
+        self._spreads = plan in ("anchors", "group_anchors")
         self._decode_batch = decode_batch
         self._batch_size = batch_size
         self._gather = gather
-        # Of each part: the cosines (for `anchors`), the steps asked for, and which image each of these is.
+        # Of each part: the cosines (where rewards are spread), the steps asked for, and which image each of these is.
         self._parts: list[tuple[Tensor | None, Tensor, Tensor]] = []
         self._pending: list[Callable[[], dict[str, Tensor]]] = []
         self._queries = 0
@@ -181,15 +183,17 @@ class Scorer:
             owner = (chosen // (branches * steps)).tolist()
             prompts, metadata = [part.prompts[i] for i in owner], [part.metadata[i] for i in owner]
             self._pending.append(self._mix.start(images, prompts, metadata))
-        cosines = similarities(x0, wanted) if self._plan == "anchors" else None
+        cosines = similarities(x0, wanted) if self._spreads else None
+        if cosines is not None and self._plan == "group_anchors":
+            cosines = cosines.mean(1, keepdim=True).expand_as(cosines)
         self._parts.append((cosines, wanted, self._queries + where))
         self._queries += len(unique)
 
     def _wanted(self, x0: Tensor) -> Tensor:
         """Steps of each trajectory that are scored, int64 [B, K, Q]."""
         groups, branches, steps = x0.shape[:3]
-        if self._plan == "anchors":
-            return query_steps(x0)
+        if self._spreads:
+            return query_steps(x0) if self._plan == "anchors" else group_query_steps(x0)
         if self._plan == "all":
             return torch.arange(steps, device=x0.device).expand(groups, branches, steps)
         return torch.full((groups, branches, 1), steps - 1, device=x0.device)
@@ -204,7 +208,7 @@ class Scorer:
         raw = {name: torch.cat([scores[name] for scores in arrived]) for name in arrived[0]}
         self._mix.observe(self._gather(raw))
         mixed = self._mix.combine(raw)
-        last = torch.cat([where[..., 1 if self._plan == "anchors" else -1] for _, _, where in self._parts])
+        last = torch.cat([where[..., 1 if self._spreads else -1] for _, _, where in self._parts])
         first = torch.cat([where[..., 0] for _, _, where in self._parts])
         return Scores(
             dense=torch.cat([self._dense(cosines, wanted, mixed[where]) for cosines, wanted, where in self._parts]),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdpo.types import LossOutput, StepBatch, TrajectoryBatch
 
-RewardPlan = Literal["final", "anchors", "all"]
+RewardPlan = Literal["final", "anchors", "group_anchors", "all"]
 Credit = Literal["step", "future"]
 Batch = TypeVar("Batch", StepBatch, TrajectoryBatch)
 
@@ -20,8 +20,8 @@ class Algorithm(ABC, Generic[Batch]):
 
     Attributes:
         branches: K, trajectories that share a prompt and (unless `sample.shared_noise` is off) a starting noise.
-        reward_plan: `final` rewards the last image alone, `anchors` queries three images and spreads, `all` queries
-            every step.
+        reward_plan: `final` rewards the last image alone, `anchors` queries three images and spreads, `group_anchors`
+            does so with one anchor and one set of weights for all branches of a group, `all` queries every step.
         discount: γ of the returns.
         credit: `step` counts the reward of a step's own x̂ in its return, `future` only the rewards after it.
         unit: whether the loss takes single steps (`StepBatch`) or whole trajectories (`TrajectoryBatch`).

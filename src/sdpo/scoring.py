@@ -124,9 +124,9 @@ class Scorer:
     """Scores an epoch's trajectories part by part, as they are sampled: remote rewards work while sampling goes on.
 
     Decodes and scores the images that the plan asks for, each once, and gives every step its reward. `anchors` and
-    `group_anchors` ask for three images a trajectory (fewer where steps coincide) and spread; `all` asks for every step;
-    `final` asks for the last and gives the other steps 0. Where branches share the first step, its image is asked for once
-    a group.
+    `group_anchors` ask for three images a trajectory (fewer where steps coincide) and spread; `all` asks for every
+    step; `final` asks for the last and gives the other steps 0. Where branches share the first step, its image is asked
+    for once a group.
 
     Args:
         backbone: decodes.

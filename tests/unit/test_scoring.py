@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpo.dense import query_steps, spread_rewards
+from sdpo.dense import group_query_steps, query_steps, similarities, spread, spread_rewards
 from sdpo.errors import RewardError
 from sdpo.rewards import PlacedReward
 from sdpo.scoring import RewardMix, Scorer
@@ -52,7 +52,7 @@ def part(groups: int, branches: int = 2, steps: int = 4, seed: int = 0, shared: 
     )
 
 
-@pytest.mark.parametrize("plan", ["anchors", "all", "final"])
+@pytest.mark.parametrize("plan", ["anchors", "group_anchors", "all", "final"])
 @pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("shared", [False, True])
 def test_no_image_is_scored_twice_and_rewards_reach_their_steps(plan: Any, steps: int, shared: bool) -> None:
@@ -64,8 +64,8 @@ def test_no_image_is_scored_twice_and_rewards_reach_their_steps(plan: Any, steps
     scores = scorer.finish()
     assert len({image.numpy().tobytes() for image in reward.seen}) == len(reward.seen) == scores.queries
     spared = 5 if shared and (plan != "final" or steps == 1) else 0  # the first step's image, in 5 groups of 2 branches
-    most = 10 * {"anchors": min(3, steps), "all": steps, "final": 1}[plan] - spared
-    assert scores.queries == most if plan != "anchors" else scores.queries <= most
+    most = 10 * {"all": steps, "final": 1}.get(plan, min(3, steps)) - spared
+    assert scores.queries <= most if plan.endswith("anchors") else scores.queries == most
     x0 = torch.cat([p.x0 for p in parts])
     exact = 2 * x0[..., 0, 0, 0]
     assert torch.equal(scores.last, exact[..., -1])
@@ -77,6 +77,24 @@ def test_no_image_is_scored_twice_and_rewards_reach_their_steps(plan: Any, steps
     if plan == "anchors":
         wanted = query_steps(x0)
         assert torch.equal(scores.dense, spread_rewards(x0, wanted, exact.gather(-1, wanted)))
+    if plan == "group_anchors":
+        wanted, cosines = group_query_steps(x0), similarities(x0, group_query_steps(x0)).mean(1, keepdim=True)
+        assert (wanted == wanted[:, :1]).all()
+        assert torch.equal(scores.dense, spread(cosines.expand(-1, 2, -1, -1), wanted, exact.gather(-1, wanted)))
+
+
+def test_a_group_s_weights_put_no_difference_where_rewards_have_none() -> None:
+    """What one trajectory's own weights do: equal rewards at every queried step, unequal ones in between."""
+    p = part(20, steps=6)
+    assert p.x0 is not None
+    p.x0[:, 1, :, 0, 0, 0] = p.x0[:, 0, :, 0, 0, 0]  # what is rewarded is the same in both branches, and nothing else
+    difference = {}
+    for plan in ("anchors", "group_anchors"):
+        scorer = Scorer(Identity(), RewardMix({"r": FirstPixel()}, {"r": 1.0}), plan)  # type: ignore[arg-type]
+        scorer.add(p)
+        dense = scorer.finish().dense
+        difference[plan] = (dense[:, 0] - dense[:, 1]).abs().max()
+    assert difference["group_anchors"] == 0 and difference["anchors"] > 0.1
 
 
 def test_prompts_and_metadata_belong_to_the_images() -> None:

@@ -103,6 +103,7 @@ class CheckpointStore:
             if damaged:
                 reasons = "\n".join(map(str, damaged))
                 print(f"sdpo: warning: {reasons}\nGoing on from the one of epoch {epoch}.", file=sys.stderr)
+            self._prune()  # a kill may have come before it
             return found
         if damaged:
             reasons = "\n".join(map(str, damaged))
@@ -145,7 +146,7 @@ class CheckpointStore:
         return damage
 
     def _prune(self) -> None:
-        """Delete all but the newest and the best; a damaged one counts for neither."""
+        """Delete all but the newest and the best; a damaged one counts for neither, and goes once a newer one is whole."""
         epochs = self.epochs()
         whole = [e for e in epochs if (self._whole[e] if e in self._whole else self._verify(e) is None)]
         keep = set(whole[-self.keep_last :])
@@ -153,7 +154,7 @@ class CheckpointStore:
             scored = [(s, e) for e in whole if (s := self._score(e)) is not None]
             keep |= {e for _, e in sorted(scored)[-self.keep_best :]}
         for epoch in epochs:
-            if epoch not in keep:
+            if epoch not in keep and epoch < whole[-1]:
                 shutil.rmtree(self.root / str(epoch), ignore_errors=True)
 
     def _score(self, epoch: int) -> float | None:

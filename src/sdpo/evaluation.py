@@ -146,9 +146,10 @@ def read_scores(run_dir: Path, epoch: int) -> Evaluation | None:
 
 
 def discard_after(run_dir: Path, epoch: int) -> None:
-    """Delete the evaluations of later epochs, which a run that goes on from `epoch` makes again."""
+    """Delete the evaluations of epochs after `epoch`, which a run that goes on makes again, and half written ones."""
     for path in (run_dir / "evaluation").glob("epoch_*"):
-        if int(path.stem.removeprefix("epoch_")) > epoch:
+        number = path.stem.removeprefix("epoch_")
+        if not number.isdecimal() or int(number) > epoch:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -17,7 +17,7 @@ import pytest
 from sdpo import Trainer, cli
 from sdpo.checkpoint import CheckpointStore
 
-EPOCHS = 20
+EPOCHS = 12
 SETTINGS: dict[str, Any] = dict(epochs=EPOCHS, checkpoint={"every": 2, "keep_last": 2, "keep_best": 1})
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
 
@@ -42,6 +42,7 @@ def train(model: Path, run: Path, fatal_operation: int | None = None) -> None:
 def undisturbed(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """A whole run, and how long it took."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
+    forked.start(cli.main, ["presets"], log=run.with_suffix(".log")).join()  # starts the server
     start = time.monotonic()
     process = forked.start(train, tiny_pipeline, run, log=run.with_suffix(".log"))
     process.join(120)
@@ -57,14 +58,14 @@ def test_twenty_kills(tiny_pipeline: Path, tmp_path: Path, undisturbed: tuple[Pa
     attempts = 0
     while len(kills) < 20:
         attempts += 1
-        assert attempts < 60
+        assert attempts < 40
         if attempts % 2:  # at a moment
             process = forked.start(train, tiny_pipeline, run, log=log)
-            process.join(chance.uniform(0.05, 0.2) * seconds)
+            process.join(chance.uniform(0.05, 0.25) * seconds)
             process.kill()
             process.join()
         else:  # at an operation on a file, of a checkpoint as a rule
-            process = forked.start(train, tiny_pipeline, run, chance.randrange(1, 80), log=log)
+            process = forked.start(train, tiny_pipeline, run, chance.randrange(1, 60), log=log)
             process.join(120)
         assert process.exitcode in (0, -signal.SIGKILL), log.read_text()
         if process.exitcode == -signal.SIGKILL:
@@ -94,7 +95,8 @@ def test_a_signal_saves_the_last_epoch_that_ended(
         process.join(60)
         assert process.exitcode == (code if name == "parts" else 0), log.read_text()
     saved = CheckpointStore(tmp_path / "parts" / "checkpoints").epochs()
-    assert saved in ([3], [4]) and f"goes on after epoch {saved[0]}" in log.read_text()
+    assert saved in ([2], [3], [4]), "2: the signal came between the third row and what comes after it"
+    assert f"goes on after epoch {saved[0]}" in log.read_text()
     assert "Traceback" not in log.read_text()
     assert cli.main(command) == 0
     assert [row["epoch"] for row in micro.rows(tmp_path / "parts")] == [1, 2, 3, 4, 5, 6]

@@ -18,7 +18,7 @@ def config(model: Path, run: Path, **values: Any) -> Config:
         epochs=3,
         output_dir=str(run),
         model={"path": str(model)},
-        lora={"rank": 2},
+        lora={"rank": 2, "alpha": 2},
         prompts={"train": ["cat", "dog", "fox"], "unseen": None},
         rewards={"colorfulness": 1.0, "jpeg_compressibility": 0.5},
         algorithm={"name": "sdpo", "credit": "step", "clip_range": 1e-4},
@@ -29,7 +29,7 @@ def config(model: Path, run: Path, **values: Any) -> Config:
     )
     for key, value in values.items():
         base[key] = {**base.get(key, {}), **value} if isinstance(value, dict) and key != "rewards" else value
-    return Config.load("emoji", **base)
+    return Config.parse(base)  # no preset: those are tuned now and then
 
 
 def arguments(model: Path, run: Path, **values: Any) -> list[str]:

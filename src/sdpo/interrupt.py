@@ -141,12 +141,31 @@ def _time_is_up(number: int, frame: FrameType | None) -> NoReturn:
     raise _TimeIsUp
 
 
-def _forget() -> None:
+_forking = threading.local()  # the signal mask of a thread, while it forks
+
+
+def _active() -> bool:
+    return isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), Interruptions)
+
+
+def _before_fork() -> None:
+    """No signal reaches the child as long as it looks like its parent."""
+    if _active():
+        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGALRM})
+
+
+def _after_fork() -> None:
+    if (mask := vars(_forking).pop("mask", None)) is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _after_fork_in_child() -> None:
     """A forked child is no run: it dies of its signals, and does not wake the thread of its parent."""
-    if isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), Interruptions):
+    if _active():
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    _after_fork()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)

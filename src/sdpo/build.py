@@ -20,6 +20,7 @@ from sdpo.backbones import Backbone, PipelineBackbone, check_path, load_backbone
 from sdpo.config import Config, ModelConfig, TrainConfig
 from sdpo.denoisers import Denoiser
 from sdpo.errors import UserError
+from sdpo.files import write_whole
 from sdpo.micro_batch import default_samples, even, sampling_call, search, update_call
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.processes import Processes, check_device
@@ -132,7 +133,7 @@ def load_rewards(
     placed: dict[str, PlacedReward] = {}
     for name in names:
         reward = (own or {}).get(name) or load_reward(name, start, config.reward_options.get(name))
-        placed[name] = PlacedReward(name, reward, scoring.batch_size, place, scoring.offload)
+        placed[name] = PlacedReward(name, reward, scoring.batch_size, place, scoring.offload, scoring.timeout)
     return placed
 
 
@@ -238,6 +239,7 @@ def update_settings(
         step_shuffle=train.step_shuffle,
         last_step=ends_random and algorithm.credit == "step",
         unit=algorithm.unit,
+        skip_nonfinite=train.on_nonfinite == "skip",
     )
 
 
@@ -362,8 +364,8 @@ def check_processes(config: Config, processes: int) -> None:
         )
 
 
-def prepare_run_dir(config: Config, default: str) -> Path:
-    """Create the run's directory.
+def prepare_run_dir(config: Config, default: str, create: bool = True) -> Path:
+    """The run's directory, created unless another process does it.
 
     Raises:
         UserError: if it cannot be one.
@@ -372,16 +374,40 @@ def prepare_run_dir(config: Config, default: str) -> Path:
     if path.exists() and not path.is_dir():
         raise UserError(f"--output-dir {path} is a file: name a new or existing directory")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        if create:
+            path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output-dir {path} cannot be created: {error}") from error
     return path
+
+
+FORMAT = 1
+"""Of a run's directory: goes up when an older version could no longer go on with it."""
+
+
+def check_format(run_dir: Path) -> None:
+    """Refuse the directory of a run that a newer version made.
+
+    Raises:
+        UserError: with both numbers.
+    """
+    try:
+        record = json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))
+        found = record["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # a new run, or one whose environment nobody knows: the configuration and the checksums decide
+    if isinstance(found, int) and found > FORMAT:
+        raise UserError(
+            f"{run_dir} was made by sdpo {record.get('sdpo')}, whose runs have format {found}; this is sdpo "
+            f"{version('sdpo')}, which knows formats up to {FORMAT}: upgrade it, or name another directory."
+        )
 
 
 def write_environment(path: Path, device: torch.device, processes: int) -> None:
     """What the run ran on."""
     packages = ("sdpo", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "pydantic")
     record: dict[str, Any] = {
+        "format": FORMAT,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
@@ -394,13 +420,6 @@ def write_environment(path: Path, device: torch.device, processes: int) -> None:
         except PackageNotFoundError:
             record[name] = "not installed"
     write_whole(path, json.dumps(record, indent=2) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that no reader ever sees a part of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def memory_knobs(config: Config, now: MicroBatches) -> str:

@@ -19,6 +19,7 @@ from sdpo import __version__
 from sdpo.config import Config, preset_names, preset_summary
 from sdpo.environment import check_torchvision
 from sdpo.errors import UserError
+from sdpo.interrupt import Terminated
 from sdpo.rewards import DESCRIPTIONS
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
+    """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 and 143 when interrupted."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse takes positional words in one run only; overrides may also follow an option.
@@ -40,12 +41,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except UserError as error:
-        print(f"sdpo: error: {error}", file=sys.stderr)
+        if _speaks():
+            count = os.environ.get("WORLD_SIZE", "1")
+            whose = "" if count == "1" else f" [process {os.environ.get('RANK')} of {count}]"
+            print(f"sdpo: error: {error}{whose}", file=sys.stderr, flush=True)
         return 2
-    except KeyboardInterrupt:
-        print("sdpo: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, Terminated) as stop:
+        if os.environ.get("RANK", "0") == "0" and _speaks():  # all processes of a run are interrupted together
+            advice = stop.args[0] if stop.args and isinstance(stop.args[0], str) else "repeat the command"
+            print(f"sdpo: interrupted: {advice}", file=sys.stderr, flush=True)
+        return 143 if isinstance(stop, Terminated) else 130
     return 0
+
+
+def _speaks() -> bool:
+    """Whether this process tells why it ends: of several, the first to fail does, as the others fail because of it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    from sdpo.processes import first_to_fail
+
+    return first_to_fail()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -117,7 +117,11 @@ class SampleConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """The update; `batch_size` counts groups an optimizer step over all processes."""
+    """The update; `batch_size` counts groups an optimizer step over all processes.
+
+    `on_nonfinite`: what a loss, gradient or log-probability that is NaN or infinite does: it ends the run, or its
+    optimizer step is skipped and counted in `train/skipped_steps`.
+    """
 
     batch_size: Positive = 64
     micro_batch: MicroBatch = "auto"
@@ -135,6 +139,13 @@ class TrainConfig(_Section):
     gradient_checkpointing: bool = False
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     kl_weight: Annotated[float, Field(ge=0)] = 0.0
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+
+    @model_validator(mode="after")
+    def _can_skip(self) -> TrainConfig:
+        if self.on_nonfinite == "skip" and self.optimizer != "adamw":
+            raise ValueError(f"on_nonfinite=skip needs optimizer=adamw: {self.optimizer} cannot leave out a step")
+        return self
 
 
 class EvaluateConfig(_Section):
@@ -153,13 +164,15 @@ class EvaluateConfig(_Section):
 class ScoringConfig(_Section):
     """How images are scored: images in a decoder call, images in a reward call, where the rewards lie.
 
-    `offload` keeps reward models on the CPU while the denoising network is trained.
+    `offload` keeps reward models on the CPU while the denoising network is trained. `timeout`: seconds that one call of
+    a reward may take before the run ends (null: for ever).
     """
 
     decode_batch: MicroBatch = "auto"
     batch_size: Positive = 64
     device: str = "auto"
     offload: bool = False
+    timeout: Annotated[float, Field(gt=0)] | None = 1800.0
 
 
 class CheckpointConfig(_Section):
@@ -301,29 +314,64 @@ class Config(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-# What may differ when a run is resumed: none of it changes what the next epoch computes.
-_RESUMABLE = {"output_dir", "device", "evaluate", "checkpoint", "trackers", "scoring"}
+# What may differ when a run is resumed, sections and fields: none of it changes what the next epoch computes.
+_RESUMABLE = (
+    "output_dir",
+    "device",
+    "evaluate",
+    "checkpoint",
+    "trackers",
+    "scoring",
+    "sample.micro_batch",
+    "train.micro_batch",
+    "train.gradient_checkpointing",
+    "train.on_nonfinite",
+)
 
 
 def check_same_run(config: Config, stored_file: Path) -> None:
     """Refuse to resume a run with a configuration that would have computed something else.
 
     Raises:
-        UserError: naming what differs.
+        UserError: naming what differs, field by field, and what may differ.
     """
-    stored, current = _read(stored_file), config.model_dump(mode="json")
-    for section in ("sample", "train"):
-        stored.get(section, {}).pop("micro_batch", None)
-        current[section].pop("micro_batch", None)
-    # A learning rate that decays towards the last epoch depends on which that is.
-    resumable = _RESUMABLE | ({"epochs"} if config.train.lr_schedule == "constant" else set())
-    changed = [k for k in current if k not in resumable and stored.get(k) != current[k]]
-    if changed:
-        details = "\n".join(f"  {k}: {stored.get(k)} → {current[k]}" for k in changed)
+    if not stored_file.is_file():
         raise UserError(
-            f"{stored_file.parent} holds a run of another configuration:\n{details}\n"
-            "Name another --output-dir, or repeat the command that made it to resume."
+            f"{stored_file.parent} holds checkpoints, but not the {stored_file.name} of their run: put it back, or "
+            "name another --output-dir."
         )
+    try:
+        # A field that it lacks was added since, and had its default then.
+        stored = _flat(Config.parse(_read(stored_file)).model_dump(mode="json"))
+    except UserError as error:
+        raise UserError(f"{stored_file} is of no run that can be gone on with: {error}") from error
+    current = _flat(config.model_dump(mode="json"))
+    # A learning rate that decays towards the last epoch depends on which that is.
+    resumable = [*_RESUMABLE, *(["epochs"] if config.train.lr_schedule == "constant" else [])]
+    changed = [
+        f"  {key}: {stored.get(key, _ABSENT)} → {current.get(key, _ABSENT)}"
+        for key in dict.fromkeys([*stored, *current])
+        if stored.get(key, _ABSENT) != current.get(key, _ABSENT)
+        and not any(key == free or key.startswith(free + ".") for free in resumable)
+    ]
+    if changed:
+        raise UserError(
+            "\n".join([f"{stored_file.parent} holds a run of another configuration:", *changed])
+            + "\nName another --output-dir, or repeat the command that made it to resume. What may be changed then: "
+            + ", ".join(resumable)
+        )
+
+
+_ABSENT = "(not set)"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields by their dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = isinstance(value, dict) and value
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return flat
 
 
 _WHOLE = {"rewards"}  # mappings that an override replaces as a whole: their keys are names, not settings

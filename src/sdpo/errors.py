@@ -11,3 +11,7 @@ class RewardError(UserError):
 
 class DivergenceError(UserError):
     """A loss, gradient or log-probability stopped being finite."""
+
+
+class LostProcessError(UserError):
+    """Another process of the run has ended."""

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sdpo.errors import UserError
+from sdpo.files import sync_tree, write_whole
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.processes import Processes
 from sdpo.prompts import Prompt
@@ -105,36 +107,49 @@ def evaluate(
     return result
 
 
-def weighted_gain(base: Evaluation, now: Evaluation, weights: Mapping[str, float]) -> float:
+def weighted_gain(base: Evaluation, now: Evaluation, weights: Mapping[str, float]) -> float | None:
     """How much better the weighted rewards are than the base model's, in the base's standard deviations.
 
-    The mean over step counts and over the images that both evaluations have; comparable within a run, whatever the
-    rewards' scales are.
+    The mean over the step counts and images that both evaluations have; comparable within a run, whatever the rewards'
+    scales are. None if they have no step count in common, as when a resumed run evaluates other ones.
     """
     total = 0.0
     for name, weight in weights.items():
-        for steps, before in base.scores[name].items():
+        common = {s: v for s, v in base.scores[name].items() if s in now.scores[name]}
+        if not common:
+            return None
+        for steps, before in common.items():
             old, new = torch.tensor(before, dtype=torch.float64), torch.tensor(now.scores[name][steps])
             count = min(len(old), len(new))
             spread = old.std(correction=0).item() + 1e-8
-            total += weight * (new[:count] - old[:count]).mean().item() / spread / len(base.scores[name])
+            total += weight * (new[:count] - old[:count]).mean().item() / spread / len(common)
     return total
 
 
 def read_scores(run_dir: Path, epoch: int) -> Evaluation | None:
-    """An evaluation that was written, without its images; None if there is none."""
+    """An evaluation that was written, without its images; None if there is none.
+
+    Raises:
+        UserError: if it is damaged.
+    """
     path = _record(run_dir, epoch)
     if not path.is_file():
         return None
-    record = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}): delete it, and the run goes on without its comparisons"
+        ) from error
     scores = {name: {int(s): values for s, values in by.items()} for name, by in record["scores"].items()}
     return Evaluation(record["prompts"], record["seeds"], scores)
 
 
 def discard_after(run_dir: Path, epoch: int) -> None:
-    """Delete the evaluations of later epochs, which a run that goes on from `epoch` makes again."""
+    """Delete the evaluations of epochs after `epoch`, which a run that goes on makes again, and half written ones."""
     for path in (run_dir / "evaluation").glob("epoch_*"):
-        if int(path.stem.removeprefix("epoch_")) > epoch:
+        number = path.stem.removeprefix("epoch_")
+        if not number.isdecimal() or int(number) > epoch:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -149,7 +164,5 @@ def write_evaluation(evaluation: Evaluation, run_dir: Path, epoch: int, extra: d
     folder.mkdir(parents=True, exist_ok=True)
     for steps, tiles in evaluation.tiles.items():
         Image.fromarray(torch.cat(list(tiles), dim=1).numpy()).save(folder / f"steps_{steps}.png")
-    record = {"epoch": epoch, **extra, **evaluation.as_json()}
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record), encoding="utf-8")
-    temporary.replace(target)
+    sync_tree(folder)
+    write_whole(target, json.dumps({"epoch": epoch, **extra, **evaluation.as_json()}))

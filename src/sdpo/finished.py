@@ -34,6 +34,7 @@ def open_target(target: str) -> tuple[Config, Path | None]:
         raise UserError(f"there is no run and no model at {target}")
     if not (run_dir / "config.yaml").is_file():
         return Config.load(None, model={"path": target}), None
+    build.check_format(run_dir)
     config = Config.load(run_dir / "config.yaml")
     if not (run_dir / ("lora" if config.lora else "model")).is_dir():
         raise UserError(f"{run_dir} holds no finished weights yet: repeat its train command to finish it")

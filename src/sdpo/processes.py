@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,7 +12,15 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from sdpo.errors import UserError
+from sdpo.errors import LostProcessError, UserError
+
+# What `accelerate launch` sets for what its configuration asks for, and nothing here does.
+_SHARDING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
 
 
 class Processes:
@@ -19,10 +30,12 @@ class Processes:
         device: `auto`, or one that torch knows.
 
     Raises:
-        UserError: if there is no such device, or every process would take the same accelerator.
+        UserError: if there is no such device, every process would take the same accelerator, or the launch asks for
+            sharding.
     """
 
     def __init__(self, device: str = "auto") -> None:
+        _check_launch()
         chosen = check_device(device, "device")
         # accelerate starts a group of CPU processes only when told that they are to use the CPU.
         self.state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
@@ -40,20 +53,60 @@ class Processes:
         if self.count == 1:
             return tensor
         total = tensor.to(self.state.device, copy=True)  # NCCL reduces nothing that lies on a CPU
-        torch.distributed.all_reduce(total)
+        with _together():
+            torch.distributed.all_reduce(total)
         return (total / self.count).to(tensor.device)
 
     def broadcast(self, value: Any) -> Any:
         """The first process's value, on every process."""
-        return broadcast_object_list([value])[0] if self.count > 1 else value
+        with _together():
+            return broadcast_object_list([value])[0] if self.count > 1 else value
 
     def gather(self, items: list[Any]) -> list[Any]:
         """The items of all processes, by rank."""
-        return items if self.count == 1 else list(gather_object(items))
+        with _together():
+            return items if self.count == 1 else list(gather_object(items))
 
     def barrier(self) -> None:
         """Wait for all."""
-        self.state.wait_for_everyone()
+        with _together():
+            self.state.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """A collective fails where another process has failed first; that one has said why, unless it was killed."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise LostProcessError(
+            "another process of this run has ended: killed, or out of memory, unless it says otherwise above. The same "
+            "command goes on from the last checkpoint."
+        ) from error
+
+
+def first_to_fail() -> bool:
+    """Whether no other process of this run has asked this before; of those that cannot ask, one a machine."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+    try:
+        return torch.distributed.distributed_c10d._get_default_store().add("sdpo/failures", 1) == 1
+    except RuntimeError:  # it ended with the process that held it
+        return True
+
+
+def _check_launch() -> None:
+    """Refuse a launch that would silently get less than it asks for."""
+    for variable, name in _SHARDING.items():
+        if os.environ.get(variable, "false").lower() in ("true", "1"):
+            raise UserError(
+                f"accelerate's configuration asks for {name}, which shards a model over the processes. sdpo shards "
+                "nothing: every process holds the whole model and averages gradients with the others. Launch with "
+                "distributed_type MULTI_GPU, as examples/accelerate/ does; against full memory turn "
+                "train.micro_batch, train.gradient_checkpointing or lora."
+            )
 
 
 def check_device(name: str, where: str) -> torch.device | None:

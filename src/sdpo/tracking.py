@@ -12,6 +12,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sdpo.errors import UserError
+from sdpo.files import write_whole
 
 
 class MetricsFile:
@@ -22,18 +23,19 @@ class MetricsFile:
 
     def start(self, last_epoch: int) -> None:
         """Keep the rows up to `last_epoch` (0: none); a resumed run writes the later ones again."""
-        rows = []
+        rows: dict[int, str] = {}
         if self.path.exists() and last_epoch:
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
+                    epoch = int(json.loads(line)["epoch"])
+                except (ValueError, TypeError, KeyError):
                     continue  # a line that a killed process left half written belongs to an epoch after the checkpoint
-                if row["epoch"] <= last_epoch:
-                    rows.append(line)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in rows), encoding="utf-8")
-        temporary.replace(self.path)
+                if epoch <= last_epoch:
+                    rows[epoch] = line
+        missing = [str(epoch) for epoch in range(1, last_epoch + 1) if epoch not in rows]
+        if missing:  # no kill does this: someone changed the file
+            print(f"sdpo: warning: {self.path} lacks the epochs {', '.join(missing)}", file=sys.stderr)
+        write_whole(self.path, "".join(line + "\n" for line in rows.values()))
 
     def append(self, row: dict[str, Any]) -> None:
         """Add an epoch."""

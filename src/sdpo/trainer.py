@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,10 @@ from sdpo.checkpoint import Checkpoint, CheckpointStore
 from sdpo.config import Config, check_same_run
 from sdpo.errors import DivergenceError, UserError
 from sdpo.evaluation import Evaluation, discard_after, evaluate, read_scores, weighted_gain, write_evaluation
+from sdpo.files import WRITE_ERRORS, replace_folder, write_whole
+from sdpo.finite import not_finite
+from sdpo.interrupt import Interruptions, Terminated
+from sdpo.lock import RunLock
 from sdpo.policy import Policy
 from sdpo.processes import Processes
 from sdpo.prompts import Prompt, load_prompts
@@ -69,7 +75,10 @@ class Trainer:
         self.processes = Processes(config.device)
         device = self.processes.device
         build.check_processes(config, self.processes.count)
-        self.run_dir = build.prepare_run_dir(config, "runs/latest")
+        self.run_dir = build.prepare_run_dir(config, "runs/latest", self.processes.is_main)
+        self.lock = RunLock(self.run_dir) if self.processes.is_main else contextlib.nullcontext()
+        with self.lock:  # who has it is told now, not when the models are loaded
+            build.check_format(self.run_dir)
         self.backbone = build.build_backbone(config, device, pipeline)
         self.denoiser = build.build_denoiser(config, self.backbone)
         build.prepare_training(self.backbone, config)
@@ -91,6 +100,7 @@ class Trainer:
             self.run_dir / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_best
         )
         self.metrics = MetricsFile(self.run_dir / "metrics.jsonl")
+        self.unsaved: Checkpoint | None = None  # of the last epoch, where `checkpoint.every` leaves it out
         self.base: Evaluation | None = None  # before the first epoch
         self.counters: dict[str, float] = {"images": 0, "reward_queries": 0, "denoiser_evaluations": 0, "seconds": 0.0}
         self.epoch = 0
@@ -106,10 +116,32 @@ class Trainer:
 
         Raises:
             UserError: a reward failed, the loss diverged, the disk or the memory is full; the last checkpoint stays.
+            Terminated: SIGTERM came, which is handled as long as this call runs.
         """
+        with self.lock, Interruptions(self._save_unsaved) as stop, self._explained(), self._rescued(stop):
+            self._resume()
+            trackers = Trackers(
+                self.config.trackers if self.processes.is_main else [], self.run_dir, self.config.model_dump()
+            )
+            try:
+                if self.epoch == 0:
+                    self._evaluate(0)
+                with ProgressBar(self.config.epochs, self.epoch) as progress:
+                    while self.epoch < self.config.epochs:
+                        row = self.train_epoch()
+                        trackers.log(row)
+                        progress.advance(row)
+                        stop.check()
+                return self._finish()
+            finally:
+                trackers.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What ends a run is said in the user's terms."""
         try:
-            return self._train()
-        except OSError as error:
+            yield
+        except WRITE_ERRORS as error:
             raise UserError(
                 f"a file cannot be read or written: {error}. Checkpoints in {self.store.root} are intact: mend it and "
                 "repeat the command to resume."
@@ -119,22 +151,17 @@ class Trainer:
                 f"out of memory: {str(error).splitlines()[0]}\n{build.memory_knobs(self.config, self.micro_batches)}"
             ) from error
 
-    def _train(self) -> Path:
-        self._resume()
-        trackers = Trackers(
-            self.config.trackers if self.processes.is_main else [], self.run_dir, self.config.model_dump()
-        )
+    @contextlib.contextmanager
+    def _rescued(self, interruptions: Interruptions) -> Iterator[None]:
+        """Whatever ends a run, the last epoch that ended is saved."""
         try:
-            if self.epoch == 0:
-                self._evaluate(0)
-            with ProgressBar(self.config.epochs, self.epoch) as progress:
-                while self.epoch < self.config.epochs:
-                    row = self.train_epoch()
-                    trackers.log(row)
-                    progress.advance(row)
-            return self._finish()
-        finally:
-            trackers.close()
+            yield
+        except BaseException as stop:
+            interruptions.deaf = True
+            self._save_unsaved()
+            if isinstance(stop, KeyboardInterrupt | Terminated):
+                stop.args = (self._how_to_go_on(),)
+            raise
 
     def train_epoch(self) -> dict[str, Any]:
         """One epoch; returns its row of metrics."""
@@ -144,6 +171,7 @@ class Trainer:
         trajectories, scores = self._sample_and_score(epoch)
         advantages = self._advantages(trajectories, scores)
         update = self.updater.run(trajectories, advantages, self.denoiser, self.embeddings, epoch)
+        self._check_finite(epoch)
         spent = (trajectories.log_prob[..., 0].numel(), scores.queries, self.policy.evaluations - evaluations)
         row = self._row(epoch, spent, scores, update, time.perf_counter() - start)
         self.epoch = epoch
@@ -152,7 +180,7 @@ class Trainer:
             row |= self._evaluate(epoch)
         if self.processes.is_main:
             self.metrics.append(row)
-        if epoch == self.config.epochs or epoch % self.config.checkpoint.every == 0:
+        if self.processes.is_main:
             self._save_checkpoint(row)
         return row
 
@@ -171,6 +199,8 @@ class Trainer:
 
         def scored() -> Iterator[Trajectories]:
             for part in self._sample(epoch):
+                if (what := not_finite(part)) is not None:
+                    raise self._diverged(epoch, what)
                 scorer.add(part)
                 yield part
 
@@ -238,13 +268,25 @@ class Trainer:
             row[f"reward/{name}"] = self.processes.mean(value).item()
         bad = [name for name, value in row.items() if value is not None and not math.isfinite(value)]
         if bad:
-            kept = self.store.epochs()
-            last = f"The checkpoint of epoch {kept[-1]} is intact" if kept else "No checkpoint had been written"
-            raise DivergenceError(
-                f"epoch {epoch}: {', '.join(bad)} is not finite. {last}. Lower train.learning_rate "
-                f"(now {self.config.train.learning_rate:g}) or train.max_grad_norm, or use a wider model.dtype."
-            )
+            raise self._diverged(epoch, ", ".join(bad))
         return row
+
+    def _check_finite(self, epoch: int) -> None:
+        """Name what of the update was not finite, on all processes alike, and end the run unless it may be skipped."""
+        found = [f for f in self.processes.gather([self.updater.watch.finding()]) if f is not None]
+        if found and not self.updater.settings.skip_nonfinite:
+            raise self._diverged(epoch, f"{min(found).what}, in optimizer step {min(found).optimizer_step + 1},")
+        if found and self.processes.is_main:
+            what = f"{min(found).what} was not finite; its optimizer step, and others like it, were skipped"
+            print(f"sdpo: warning: epoch {epoch}: {what}", file=sys.stderr)
+
+    def _diverged(self, epoch: int, what: str) -> DivergenceError:
+        kept = self.store.epochs()
+        last = f"The checkpoint of epoch {kept[-1]} is intact" if kept else "No checkpoint had been written"
+        return DivergenceError(
+            f"epoch {epoch}: {what} is not finite. {last}. Lower train.learning_rate "
+            f"(now {self.config.train.learning_rate:g}) or train.max_grad_norm, or use a wider model.dtype."
+        )
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
         """Evaluate the weights that would be saved; returns the means."""
@@ -285,9 +327,8 @@ class Trainer:
         if self.processes.is_main:
             write_evaluation(found, self.run_dir, epoch, extra)
         row = found.metrics()
-        if self.base is not None:
-            row["eval_gain"] = weighted_gain(self.base, found, self.config.rewards)
-        return row
+        gain = weighted_gain(self.base, found, self.config.rewards) if self.base is not None else None
+        return row if gain is None else {**row, "eval_gain": gain}
 
     def _averaged_weights(self) -> contextlib.AbstractContextManager[Any]:
         return self.updater.ema.applied() if self.updater.ema is not None else contextlib.nullcontext()
@@ -295,37 +336,54 @@ class Trainer:
     # -- start, stop and resume ----------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        last = self.processes.broadcast(max(self.store.epochs(), default=None))
-        if last is not None:
+        if self.processes.is_main and self.store.epochs():
             check_same_run(self.config, self.run_dir / "config.yaml")
-            self._restore(self.store.load(last))
+        found = self.store.newest() if self.processes.is_main else None
+        last = self.processes.broadcast(found.epoch if found is not None else None)
+        if last is not None:
+            self._restore(found if found is not None else self.store.load(last))
             self.base = read_scores(self.run_dir, 0)
         self.first_epoch = self.epoch + 1
         self.processes.barrier()  # all have read what the first process now writes
         if self.processes.is_main:
             discard_after(self.run_dir, self.epoch)
-            build.write_whole(self.run_dir / "config.yaml", self.config.to_yaml())
+            write_whole(self.run_dir / "config.yaml", self.config.to_yaml())
             build.write_environment(self.run_dir / "environment.json", self.backbone.device, self.processes.count)
             self.metrics.start(self.epoch)
 
     def _save_checkpoint(self, row: dict[str, Any]) -> None:
-        if not self.processes.is_main:
-            return
+        """Save the epoch that has just ended, or keep its state at hand where `checkpoint.every` leaves it out."""
         parameters, ema = self.backbone.trainable_parameters(), self.updater.ema
-        self.store.save(
-            Checkpoint(
-                epoch=self.epoch,
-                weights={n: p.detach() for n, p in parameters.items()},
-                ema=dict(zip(parameters, ema.average, strict=True)) if ema else {},
-                state={
-                    "updater": self.updater.state_dict(),
-                    "normalizer": self.normalizer.state_dict(),
-                    "mix": self.mix.state_dict(),
-                    "counters": dict(self.counters),
-                    "micro_batches": dataclasses.asdict(self.micro_batches),
-                },
-                score=row.get("eval_gain"),
-            )
+        checkpoint = Checkpoint(
+            epoch=self.epoch,
+            weights={n: p.detach() for n, p in parameters.items()},
+            ema=dict(zip(parameters, ema.average, strict=True)) if ema else {},
+            state={
+                "updater": self.updater.state_dict(),
+                "normalizer": self.normalizer.state_dict(),
+                "mix": self.mix.state_dict(),
+                "counters": dict(self.counters),
+                "micro_batches": dataclasses.asdict(self.micro_batches),
+            },
+            score=row.get("eval_gain"),
+        )
+        if self.epoch == self.config.epochs or self.epoch % self.config.checkpoint.every == 0:
+            self.store.save(checkpoint)
+            self.unsaved = None
+        else:
+            self.unsaved = checkpoint.copy()
+
+    def _save_unsaved(self) -> None:
+        if self.unsaved is not None:
+            self.store.save(self.unsaved)
+            self.unsaved = None
+
+    def _how_to_go_on(self) -> str:
+        kept = self.store.epochs()
+        return (
+            f"the same command goes on after epoch {kept[-1]}"
+            if kept
+            else "no epoch had ended: the same command begins anew"
         )
 
     @torch.no_grad()
@@ -352,8 +410,13 @@ class Trainer:
 
     def _finish(self) -> Path:
         if self.processes.is_main:
+            staging = self.run_dir / "result.tmp"
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
             with self._averaged_weights():
-                self.backbone.save(self.run_dir)
+                result = self.backbone.save(staging)
+            replace_folder(result, self.run_dir / result.name)
+            staging.rmdir()
             write_report(self.run_dir)
         self.processes.barrier()
         return self.run_dir / "report.html"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sdpo import gaussian, seeds
 from sdpo.algorithms import Algorithm
 from sdpo.denoisers import Denoiser
+from sdpo.finite import Watch
 from sdpo.policy import Policy, PromptEmbeddings, to_device
 from sdpo.types import StepBatch, Trajectories, TrajectoryBatch
 
@@ -41,6 +42,7 @@ class UpdateSettings:
             learn from.
         step_shuffle: a random order of steps for each sample; else all go from the noisiest to the last.
         unit: an optimizer step follows one step of each of its groups, or their whole trajectories.
+        skip_nonfinite: count optimizer steps that were skipped because something was not finite.
     """
 
     batch_size: int
@@ -53,6 +55,7 @@ class UpdateSettings:
     step_shuffle: bool = True
     last_step: bool = True
     unit: Literal["step", "trajectory"] = "step"
+    skip_nonfinite: bool = False
 
     def optimizer_steps(self, groups: int, num_steps: int) -> int:
         """Optimizer steps of one epoch."""
@@ -98,7 +101,8 @@ class Updater:
         self.lr_schedule = lr_schedule
         self.ema = ema
         self.all_reduce = all_reduce
-        self.parameters = list(policy.backbone.trainable_parameters().values())
+        self.names, self.parameters = map(list, zip(*policy.backbone.trainable_parameters().items(), strict=True))
+        self.watch = Watch([])  # of the last epoch
         device = policy.backbone.device
         # float16 gradients underflow without scaling; the other types need none.
         self.scaler = torch.amp.GradScaler(device.type, enabled=policy.dtype == torch.float16 and device.type == "cuda")
@@ -121,14 +125,15 @@ class Updater:
             epoch: numbers the shuffles.
 
         Returns:
-            Metrics as device tensors, averaged over the epoch's optimizer steps.
+            Metrics as device tensors, averaged over the epoch's optimizer steps. `watch` then knows what was not
+            finite; such a step is left out where the optimizer can: fused AdamW reads `found_inf` on the device.
         """
         size = self.settings.batch_size
         groups, steps = len(trajectories.prompts), trajectories.num_steps
         batch = _Epoch(trajectories, advantages, denoiser, embeddings, embeddings.rows(trajectories.prompts))
+        self.watch = Watch(trajectories.prompts)
         sums: dict[str, Tensor] = {}
-        norms: list[Tensor] = []
-        count = 0
+        done: list[Tensor] = []  # whether each optimizer step was made
         on_policy: Tensor | None = None
         for inner in range(self.settings.inner_epochs):
             order = self._step_order(trajectories, epoch, inner)  # [B, T], on the host
@@ -137,18 +142,18 @@ class Updater:
                 for start in range(0, groups, size):
                     rows = range(start, start + size)
                     metrics, deviation = self._accumulate(batch, rows, None if whole else order[:, j])
+                    norm = self._step()
+                    done.append(norm.isfinite())
                     if on_policy is None:
                         # Before the first update both policies are the same; what is left is rounding.
-                        on_policy = deviation
-                    norm = self._step()
-                    norms += [] if norm is None else [norm]
-                    count += 1
-                    for name, value in metrics.items():
+                        on_policy = torch.where(done[0], deviation, 0.0)
+                    for name, value in {**metrics, "grad_norm": norm}.items():
+                        value = torch.where(done[-1], value, 0.0)
                         sums[name] = sums[name] + value if name in sums else value
-        means = {name: self.all_reduce(value / count) for name, value in sums.items()}
-        means["grad_norm"] = torch.stack(norms).mean() if norms else torch.tensor(math.nan)
-        if self.scaler.is_enabled():
-            means["skipped_steps"] = torch.tensor(float(count - len(norms)))
+        made = torch.stack(done).sum()
+        means = {name: self.all_reduce(value / made) for name, value in sums.items()}
+        if self.settings.skip_nonfinite or self.scaler.is_enabled():
+            means["skipped_steps"] = len(done) - made
         assert on_policy is not None, "an epoch has at least one minibatch"
         means["on_policy_log_ratio"] = self.all_reduce(on_policy)
         return means
@@ -213,6 +218,7 @@ class Updater:
         if kl is not None:
             loss = loss + self.settings.kl_weight * kl
             metrics["kl_to_base"] = kl.detach()
+        self.watch.add(rows, step_of_row, batch.log_prob, loss)
         self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
         return metrics, (batch.log_prob.detach() - batch.old_log_prob).abs().max()
 
@@ -241,6 +247,7 @@ class Updater:
             if kl is not None:
                 loss = loss + self.settings.kl_weight * kl / len(visited)
                 kls.append(kl.detach())
+            self.watch.add(rows, step_of_row, batch.log_prob, output.loss)
             self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
         if kls:
             output.metrics["kl_to_base"] = torch.stack(kls).mean()
@@ -281,25 +288,33 @@ class Updater:
             return batch, None
         return batch, gaussian.kl_divergence(mean, base, std).mean()
 
-    def _step(self) -> Tensor | None:
+    def _step(self) -> Tensor:
         """Average gradients over processes, clip, step.
 
         Returns:
-            The gradient norm before clipping; None where scaled float16 gradients overflowed, which skips the step and
-            lowers the scale, as is usual now and then.
+            The gradient norm before clipping; not finite where something of the minibatch is not, which skips the step.
+            Scaled float16 gradients overflow now and then; that lowers the scale.
         """
+        names, gradients = zip(
+            *((n, p.grad) for n, p in zip(self.names, self.parameters, strict=True) if p.grad is not None), strict=True
+        )
+        self.watch.spread(gradients[0])
         self._average_gradients()  # while scaled, so that all processes see an overflow of any
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+        norms = torch.stack(torch._foreach_norm(gradients))
+        norm = torch.linalg.vector_norm(norms)
+        nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
         scale = self.scaler.get_scale()
+        self.watch.end_step(None if self.scaler.is_enabled() else norms, list(names))
+        if not self.scaler.is_enabled() and getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.scaler.get_scale() < scale:
-            return None
-        self.lr_schedule.step()
-        if self.ema is not None:
-            self.ema.update()
+        if self.scaler.get_scale() >= scale:
+            self.lr_schedule.step()
+            if self.ema is not None:
+                self.ema.update()
         return norm.detach()
 
     def _average_gradients(self) -> None:

@@ -25,7 +25,7 @@ PURE: dict[str, set[str]] = {
 }
 # The edges: one third party each, and never each other.
 EDGES = {"prompts", "rewards", "backbones"}
-EDGES_MAY: set[str] = {"errors", "environment", "types", "denoisers", "gaussian"}
+EDGES_MAY: set[str] = {"errors", "environment", "interrupt", "types", "denoisers", "gaussian"}
 FORBIDDEN_IN_PURE = {"diffusers", "peft", "accelerate", "transformers", "yaml", "pydantic", "json", "pathlib", "os"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sdpo.files import write_whole
 from sdpo.report.data import read_run
 from sdpo.report.figures import draw_curves
 from sdpo.report.page import render_page
@@ -28,5 +29,5 @@ def write_report(run_dir: Path) -> Path:
     draw_curves(run, run.path / "curves.png")
     draw_samples(run, run.path / "samples.png")
     page = run.path / "report.html"
-    page.write_text(render_page(run), encoding="utf-8")
+    write_whole(page, render_page(run))
     return page

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sdpo.errors import RewardError, UserError
+from sdpo.interrupt import time_limit
 
 
 class Reward(Protocol):
@@ -78,7 +79,10 @@ def checked_scores(
             f"{tuple(images.shape[1:])}; first prompt {prompts[0]!r})"
         ) from error
     try:
-        values = torch.as_tensor(scores).detach().to(images.device, torch.float32)
+        values = torch.as_tensor(scores).detach()
+        if values.is_complex():
+            raise TypeError("complex numbers have no order")
+        values = values.to(images.device, torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RewardError(
             f"reward {name!r} returned {type(scores).__name__}, which is not a sequence of numbers: {error}"
@@ -107,15 +111,23 @@ class PlacedReward:
         batch_size: images in a call.
         device: where a model works.
         offload: keep it on the CPU outside `resident`.
+        timeout: seconds that a call may take; None is for ever. Remote rewards have time limits of their own.
     """
 
     def __init__(
-        self, name: str, reward: Reward, batch_size: int = 64, device: torch.device | str = "cpu", offload: bool = False
+        self,
+        name: str,
+        reward: Reward,
+        batch_size: int = 64,
+        device: torch.device | str = "cpu",
+        offload: bool = False,
+        timeout: float | None = None,
     ) -> None:
         self.name = name
         self.reward = reward
         self.batch_size = batch_size
         self.device = torch.device(device)
+        self.timeout = timeout
         self._move: Callable[[Any], Any] | None = getattr(reward, "to", None) if offload else None
         self._resident = False
         if self._move is not None:
@@ -144,11 +156,16 @@ class PlacedReward:
         """float32 [N] on the images' device.
 
         Raises:
-            RewardError: see `checked_scores`; every call is checked by itself.
+            RewardError: see `checked_scores`, every call is checked by itself; or if it takes too long.
         """
         scores = []
+        late = RewardError(
+            f"reward {self.name!r} gave no answer within {self.timeout} s. Mend it, or give it longer by "
+            "scoring.timeout (null: for ever)."
+        )
         with self.resident():
             for start in range(0, len(prompts), self.batch_size):
                 rows = slice(start, start + self.batch_size)
-                scores.append(checked_scores(self.name, self.reward, images[rows], prompts[rows], metadata[rows]))
+                with time_limit(self.timeout, late):
+                    scores.append(checked_scores(self.name, self.reward, images[rows], prompts[rows], metadata[rows]))
         return torch.cat(scores)

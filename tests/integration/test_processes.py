@@ -1,0 +1,227 @@
+"""One, two and four processes make one run; when one fails, all end and the first says why; rank 0 alone writes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import forked
+import micro
+import pytest
+import torch
+from conftest import Run
+
+from sdpo import Config, Trainer, cli
+from sdpo.build import check_processes
+from sdpo.errors import UserError
+
+SETTINGS: dict[str, Any] = dict(sample={"prompts_per_epoch": 16}, train={"batch_size": 8}, evaluate={"every": 2})
+REWARD = """
+import os, signal, torch
+calls = 0
+def reward(images, prompts, metadata):
+    global calls
+    calls += 1
+    if os.environ.get("RANK") == "1" and calls == int(os.environ["FAILS_AT"]):
+        if os.environ["HOW"] == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError("the judge fell asleep")
+    return images.mean((1, 2, 3))
+"""
+
+
+def launch(count: int, target: Any, *arguments: Any, logs: Path, **environment: str) -> list[BaseProcess]:
+    """Begin `target` in processes that meet as those of `accelerate launch` do, without its seconds of imports."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    logs.mkdir(exist_ok=True)
+    return [
+        forked.start(
+            target,
+            *arguments,
+            log=logs / str(rank),
+            environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), **environment},
+        )
+        for rank in range(count)
+    ]
+
+
+def ended(processes: list[BaseProcess], logs: Path) -> tuple[list[int | None], list[str]]:
+    """Exit codes and what was printed, by rank."""
+    for process in processes:
+        process.join(90)
+    texts = [(logs / str(rank)).read_text() for rank in range(len(processes))]
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes, texts
+
+
+def train(model: Path, run: Path, epochs: int, synchronised: bool = True) -> None:
+    """Train, and leave what each process saw in the run's neighbour folder."""
+    rank = int(os.environ["RANK"])
+    seen: list[dict[str, Any]] = []
+    written: list[str] = []
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if (writes or event in ("os.mkdir", "os.rename", "os.remove")) and str(run) in str(arguments[0]):
+            written.append(f"{event} {arguments[0]}")
+
+    sys.addaudithook(watch)
+    trainer = Trainer(micro.config(model, run, epochs=epochs, **SETTINGS))
+    update = trainer.updater.run
+
+    def watched(trajectories: Any, advantages: torch.Tensor, *rest: Any) -> Any:
+        seen.append(
+            {
+                "index": trajectories.sample_index,
+                "prompts": trajectories.prompts,
+                "states": trajectories.states,
+                "log_prob": trajectories.log_prob,
+                "advantages": advantages,
+            }
+        )
+        return update(trajectories, advantages, *rest)
+
+    trainer.updater.run = watched  # type: ignore[method-assign]
+    if not synchronised:
+        trainer.updater.all_reduce = lambda tensor: tensor
+    trainer.train()
+    weights = {n: p.detach().clone() for n, p in trainer.backbone.trainable_parameters().items()}
+    torch.save({"seen": seen, "weights": weights, "written": written}, f"{run}.rank{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, list[dict[str, Any]]]:
+    """What each rank of 1, 2 and 4 processes saw; of 2 that do not average their gradients; of resumed mixtures."""
+    folder = tmp_path_factory.mktemp("processes")
+    legs = {
+        1: [(1, 3)],
+        2: [(2, 3)],
+        4: [(4, 3)],
+        "unsynchronised": [(2, 3)],
+        "2 then 1": [(2, 2), (1, 3)],
+        "1 then 2": [(1, 2), (2, 3)],
+    }
+    found = {}
+    for name, stages in legs.items():
+        run = folder / str(name).replace(" ", "_")
+        for count, epochs in stages:
+            logs = folder / f"{run.name}.logs"
+            codes, texts = ended(
+                launch(count, train, tiny_pipeline, run, epochs, name != "unsynchronised", logs=logs), logs
+            )
+            assert codes == [0] * count, texts
+        found[name] = [torch.load(f"{run}.rank{rank}.pt") for rank in range(stages[-1][0])]
+        found[name][0]["rows"] = micro.rows(run)
+    return found
+
+
+def together(ranks: list[dict[str, Any]], epoch: int, name: str) -> Any:
+    """A quantity of all ranks, in the order of the global sample index."""
+    index = torch.cat([rank["seen"][epoch]["index"] for rank in ranks])
+    assert sorted(index.tolist()) == list(range(16))
+    if name == "prompts":
+        every = [p for rank in ranks for p in rank["seen"][epoch]["prompts"]]
+        return [every[i] for i in index.argsort().tolist()]
+    return torch.cat([rank["seen"][epoch][name] for rank in ranks])[index.argsort()]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_samples_rewards_advantages_and_weights_do_not_depend_on_the_number(
+    runs: dict[Any, list[dict[str, Any]]], count: int
+) -> None:
+    one, several = runs[1], runs[count]
+    for epoch in range(3):
+        assert together(one, epoch, "prompts") == together(several, epoch, "prompts")
+        for name in ("states", "log_prob", "advantages"):
+            torch.testing.assert_close(
+                together(several, epoch, name), together(one, epoch, name), atol=1e-4, rtol=1e-4, msg=f"{name} {epoch}"
+            )
+    for name, weight in one[0]["weights"].items():
+        torch.testing.assert_close(several[0]["weights"][name], weight, atol=1e-5, rtol=0)
+        assert all(torch.equal(rank["weights"][name], several[0]["weights"][name]) for rank in several), "all the same"
+    for alone, shared in zip(one[0]["rows"], several[0]["rows"], strict=True):
+        for name, value in alone.items():
+            assert shared[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+    assert all(rank["written"] == [] for rank in several[1:]) and several[0]["written"]
+
+
+def test_without_the_averaging_of_gradients_it_would_show(runs: dict[Any, list[dict[str, Any]]]) -> None:
+    one, (first, second) = runs[1][0]["weights"], (rank["weights"] for rank in runs["unsynchronised"])
+    assert max((first[n] - second[n]).abs().max() for n in one) > 1e-4
+    assert max((first[n] - one[n]).abs().max() for n in one) > 1e-4
+
+
+@pytest.mark.parametrize("stages", ["2 then 1", "1 then 2"])
+def test_a_run_goes_on_with_another_number(runs: dict[Any, list[dict[str, Any]]], stages: str) -> None:
+    for name, weight in runs[1][0]["weights"].items():
+        torch.testing.assert_close(runs[stages][0]["weights"][name], weight, atol=1e-5, rtol=0)
+    assert [row["epoch"] for row in runs[stages][0]["rows"]] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("how", ["raises", "killed"])
+def test_one_that_fails_ends_all(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    (tmp_path / "mine.py").write_text(REWARD)
+    settings = {**SETTINGS, "rewards": {"mine:reward": 1.0}, "checkpoint": {"every": 100}}
+    command = micro.arguments(tiny_pipeline, tmp_path / "run", epochs=6, **settings)
+    logs = tmp_path / "logs"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    # The second evaluation comes after two epochs; the call that fails is one of the third.
+    processes = launch(2, cli.main, command, logs=logs, HOW=how, FAILS_AT="8")
+    codes, texts = ended(processes, logs)
+    errors = [[line for line in text.splitlines() if "sdpo: error" in line] for text in texts]
+    assert not any("Traceback" in text for text in texts), texts
+    if how == "raises":
+        assert codes == [2, 2]
+        assert errors[0] == [] and len(errors[1]) == 1, "the process that failed says so, and no other"
+        assert "the judge fell asleep" in errors[1][0] and "[process 1 of 2]" in errors[1][0]
+    else:
+        assert codes == [2, -signal.SIGKILL]
+        assert len(errors[0]) == 1 and "another process of this run has ended" in errors[0][0]
+    saved = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert len(saved) == 1 and int(saved[0]) == len(micro.rows(tmp_path / "run")) >= 1, "the last epoch is not lost"
+
+
+def test_uneven_batches_are_refused_before_anything_starts(tiny_pipeline: Path, tmp_path: Path) -> None:
+    command = micro.arguments(tiny_pipeline, tmp_path / "run", **SETTINGS)
+    codes, texts = ended(launch(3, cli.main, command, logs=tmp_path / "logs"), tmp_path / "logs")
+    assert codes == [2, 2, 2] and not (tmp_path / "run").exists()
+    assert any("train.batch_size=9 with sample.prompts_per_epoch=18" in text for text in texts)
+
+
+def test_the_numbers_that_are_proposed_are_legal() -> None:
+    for batch in range(1, 40):
+        for processes in range(1, 9):
+            config = Config.load("emoji", train={"batch_size": batch}, sample={"prompts_per_epoch": 3 * batch})
+            if batch % processes == 0:
+                check_processes(config, processes)
+                continue
+            with pytest.raises(UserError, match="must be a multiple") as refusal:
+                check_processes(config, processes)
+            proposed = dict(w.rstrip(".,").split("=") for w in str(refusal.value).split() if "=" in w)
+            legal = Config.load("emoji", [f"{key}={value}" for key, value in proposed.items()])
+            check_processes(legal, processes)
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_sharding_that_nobody_does_is_refused(sdpo: Run, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "true")
+    result = sdpo("train", "emoji", "--output-dir", "run")
+    assert result.returncode == 2 and "sdpo shards nothing" in result.stderr and not Path("run").exists()

@@ -1,0 +1,133 @@
+"""What is not finite is named where it begins, and its optimizer step leaves nothing behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from plane import Plane
+
+from sdpo.algorithms import SDPO
+from sdpo.finite import Finding, Watch, not_finite
+from sdpo.policy import Policy, PromptEmbeddings
+from sdpo.prompts import Prompt
+from sdpo.sampler import rollout
+from sdpo.types import LossOutput, StepBatch, Trajectories
+from sdpo.update import EMA, Updater, UpdateSettings
+
+T, GROUPS = 3, 4
+PROMPTS = ["cat", "dog", "fox", "owl"]
+
+
+@dataclass(frozen=True)
+class Spoiled(SDPO):
+    """The loss of its n-th micro-batch is times `factor`."""
+
+    clip_range: float = 0.0
+    at: int = -1
+    factor: float = float("nan")
+    calls: list[int] = field(default_factory=list)
+
+    def loss(self, batch: StepBatch) -> LossOutput:
+        self.calls.append(0)
+        output = super().loss(batch)
+        return LossOutput(output.loss * self.factor, output.metrics) if len(self.calls) - 1 == self.at else output
+
+
+def sampled(policy: Policy) -> Trajectories:
+    parts = rollout(
+        policy, policy.backbone.denoiser(T, 1.0), PromptEmbeddings(policy.backbone), [Prompt(p) for p in PROMPTS],
+        range(GROUPS), seed=0, epoch=1, branches=2, micro_batch=GROUPS,
+    )  # fmt: skip
+    return Trajectories.collect(parts, GROUPS)
+
+
+def make(algorithm: SDPO) -> Updater:
+    policy = Policy(Plane())
+    parameters = list(policy.backbone.trainable_parameters().values())
+    optimizer = torch.optim.AdamW(parameters, lr=0.1, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    settings = UpdateSettings(batch_size=2, micro_batch=1, skip_nonfinite=True)
+    return Updater(policy, algorithm, settings, optimizer, schedule, EMA(parameters, 0.9))
+
+
+def run(updater: Updater) -> dict[str, float]:
+    trajectories = sampled(updater.policy)
+    advantages = torch.randn(trajectories.log_prob.shape, generator=torch.Generator().manual_seed(1))
+    policy = updater.policy
+    found = updater.run(
+        trajectories, advantages, policy.backbone.denoiser(T, 1.0), PromptEmbeddings(policy.backbone), 1
+    )
+    return {name: value.item() for name, value in found.items()}
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_skips_its_step_and_no_other(factor: float) -> None:
+    # Six optimizer steps of two micro-batches each; the fourth step has the bad one.
+    skipping, expected = make(Spoiled(at=7, factor=factor)), make(Spoiled())
+    step = expected.optimizer.step
+    done: list[int] = []
+
+    def all_but_the_fourth(*arguments: Any) -> None:
+        done.append(0)
+        if len(done) != 4:
+            step(*arguments)
+
+    expected.optimizer.step = all_but_the_fourth  # type: ignore[method-assign]
+    metrics = run(skipping)
+    run(expected)
+    assert len(done) == 6 and metrics["skipped_steps"] == 1
+    (ours,), (theirs,) = skipping.parameters, expected.parameters
+    assert torch.equal(ours, theirs) and ours.abs().max() > 0
+    for name, value in expected.optimizer.state[theirs].items():
+        assert torch.equal(skipping.optimizer.state[ours][name], value), name
+    assert all(torch.tensor(value).isfinite() for value in metrics.values()), metrics
+    found = skipping.watch.finding()
+    assert found is not None and found.optimizer_step == 3 and found.what.startswith("the loss of step ")
+    assert sum(f"prompt {p!r}" in found.what for p in PROMPTS) == 1
+    assert expected.watch.finding() is None
+
+
+def test_a_gradient_names_its_parameter() -> None:
+    updater = make(Spoiled())
+    calls: list[int] = []
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        calls.append(0)
+        return gradient * float("inf") if len(calls) == 5 else gradient
+
+    updater.parameters[0].register_hook(spoil)
+    assert run(updater)["skipped_steps"] == 1
+    found = updater.watch.finding()
+    assert found == Finding(2, 2, "the gradient of shift")
+
+
+def test_the_first_cause_is_named_before_its_consequences() -> None:
+    watch = Watch(PROMPTS)
+    nan = torch.tensor(float("nan"))
+    fine = torch.zeros(2, 2)
+    bad = torch.tensor([[0.0, 0.0], [float("inf"), 0.0]])
+    gradient = torch.zeros(2, 2)
+    for log_prob, norm in ((fine, torch.tensor([1.0])), (bad, nan[None]), (bad, nan[None])):
+        gradient.zero_()
+        watch.add(slice(0, 2), torch.tensor([0, 1]), fine, torch.tensor(0.0))
+        watch.add(slice(2, 4), torch.tensor([2, 0]), log_prob, log_prob.sum())
+        watch.spread(gradient)
+        watch.end_step(norm, ["w"])
+    assert watch.finding() == Finding(1, 0, "the log-probability of step 0 for prompt 'owl'")
+    assert gradient.isnan().sum() == 1, "the other processes see it too"
+
+
+@pytest.mark.parametrize("name", ["log_prob", "x0"])
+def test_trajectories_that_are_not_finite(name: str) -> None:
+    policy = Policy(Plane())
+    (part,) = rollout(
+        policy, policy.backbone.denoiser(T, 1.0), PromptEmbeddings(policy.backbone), [Prompt(p) for p in PROMPTS],
+        range(GROUPS), seed=0, epoch=1, branches=2, micro_batch=GROUPS,
+    )  # fmt: skip
+    assert not_finite(part) is None
+    getattr(part, name)[1, 1, 2] = float("nan")
+    said = not_finite(part)
+    assert said is not None and "step 2 of branch 1 for prompt 'dog'" in said

@@ -5,8 +5,8 @@ The stored numbers stand beside the environment they were made in. A change that
     SDPO_REGENERATE=1 python -m pytest tests/golden/test_micro_curve.py
 
 and its commit says why. The tolerance, 10⁻⁴ of each quantity's mean size, is for rounding, which another processor or
-other versions of the libraries do differently: another micro-batch and number of threads come to 5·10⁻⁶ over twenty epochs,
-and a learning rate that is off by a tenth to 8·10⁻³ in the first.
+other versions of the libraries do differently: another micro-batch and number of threads come to 5·10⁻⁶ over twenty
+epochs, and a learning rate that is off by a tenth to 8·10⁻³ in the first.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from sdpo.backbones import Backbone, PipelineBackbone, check_path, load_backbone
 from sdpo.config import Config, ModelConfig, TrainConfig
 from sdpo.denoisers import Denoiser
 from sdpo.errors import UserError
+from sdpo.guard import check_rules
 from sdpo.micro_batch import default_samples, even, sampling_call, search, update_call
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.processes import Processes, check_device
@@ -104,8 +105,9 @@ def check_references(config: Config) -> None:
     Raises:
         UserError: if something is not there.
     """
-    for name in [*config.rewards, *([config.evaluate.judge] if config.evaluate.judge else [])]:
+    for name in [*config.rewards, *config.evaluate.observers]:
         check_reward_name(name)
+    check_rules(config)
     for source in (config.prompts.train, config.prompts.unseen):
         if source is not None:
             load_prompts(source)

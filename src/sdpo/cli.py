@@ -24,7 +24,7 @@ from sdpo.rewards import DESCRIPTIONS
 if TYPE_CHECKING:
     from sdpo.bench import Measured
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, soft_wrap=True)  # prompts may hold [brackets]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,10 +134,12 @@ def _train(arguments: argparse.Namespace) -> None:
     report = trainer.train()
     if trainer.processes.is_main:
         seconds, first = trainer.counters["seconds"], trainer.first_epoch
-        if first > config.epochs:
-            done = f"this run was finished before ({config.epochs} epochs); its report is written again"
+        if first > trainer.epoch:
+            done = f"this run was finished before ({trainer.epoch} epochs); its report is written again"
         else:
-            done = f"trained epochs {first} to {config.epochs}, {seconds:.0f} s in all without evaluation"
+            done = f"trained epochs {first} to {trainer.epoch}, {seconds:.0f} s in all without evaluation"
+        if trainer.ended_early:
+            console.print(trainer.ended_early)
         console.print(f"{done}: {report}")
 
 

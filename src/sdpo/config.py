@@ -140,7 +140,8 @@ class TrainConfig(_Section):
 class EvaluateConfig(_Section):
     """Evaluation on fixed seeds: before, every `every` epochs (0: never in between), and after.
 
-    `images_per_prompt` holds before and after; `images_per_prompt_between` (null: the same) for the curve.
+    `images_per_prompt` holds before and after; `images_per_prompt_between` (null: the same) for the curve. `held_out`
+    are rewards that are measured and not trained on, `judge` is one that says 1 where the right thing is recognised.
     """
 
     every: Annotated[int, Field(ge=0)] = 10
@@ -148,6 +149,36 @@ class EvaluateConfig(_Section):
     images_per_prompt: Positive = 2
     images_per_prompt_between: Positive | None = None
     judge: str | None = None
+    held_out: list[str] = []
+
+    @property
+    def observers(self) -> list[str]:
+        """Rewards that only evaluations ask."""
+        return list(dict.fromkeys([*self.held_out, *([self.judge] if self.judge else [])]))
+
+    @property
+    def monitored(self) -> int:
+        """Images a prompt that every evaluation draws, so that monitors always see the same ones."""
+        return min(self.images_per_prompt, self.images_per_prompt_between or self.images_per_prompt)
+
+
+class StopRule(_Section):
+    """End the run where a metric of the evaluations is below or above a bound, `patience` evaluations in a row.
+
+    With `relative_to: base` the bound is a factor of the base model's value.
+    """
+
+    metric: str
+    below: float | None = None
+    above: float | None = None
+    relative_to: Literal["base"] | None = None
+    patience: Positive = 1
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> StopRule:
+        if (self.below is None) == (self.above is None):
+            raise ValueError(f"a rule on {self.metric} needs one bound, below or above")
+        return self
 
 
 class ScoringConfig(_Section):
@@ -189,6 +220,7 @@ class Config(_Section):
     scoring: ScoringConfig = ScoringConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    stop_when: list[StopRule] = []
     trackers: list[str] = []
 
     @field_validator("algorithm", mode="before")
@@ -241,9 +273,12 @@ class Config(_Section):
                 "model.text_encoders=free with lora=null: a run that trains all weights writes the whole pipeline, "
                 "text encoders included; use model.text_encoders=cpu"
             )
-        unused = sorted(set(self.reward_options) - {*self.rewards, self.evaluate.judge})
+        unused = sorted(set(self.reward_options) - {*self.rewards, *self.evaluate.observers})
         if unused:
-            raise ValueError(f"reward_options has {', '.join(unused)}, which rewards and evaluate.judge do not name")
+            raise ValueError(f"reward_options has {', '.join(unused)}, which neither rewards nor evaluate names")
+        trained = sorted(set(self.rewards) & set(self.evaluate.held_out))
+        if trained:
+            raise ValueError(f"evaluate.held_out names {', '.join(trained)}, which this run is trained on")
         prompts, batch = self.sample.prompts_per_epoch, self.train.batch_size
         if prompts % batch:
             legal = [d for d in range(1, prompts + 1) if prompts % d == 0]
@@ -302,7 +337,7 @@ class Config(_Section):
 
 
 # What may differ when a run is resumed: none of it changes what the next epoch computes.
-_RESUMABLE = {"output_dir", "device", "evaluate", "checkpoint", "trackers", "scoring"}
+_RESUMABLE = {"output_dir", "device", "evaluate", "checkpoint", "stop_when", "trackers", "scoring"}
 
 
 def check_same_run(config: Config, stored_file: Path) -> None:
@@ -407,7 +442,7 @@ def _explain(error: Any) -> str:
 def _keys(sections: list[str]) -> list[str]:
     """The legal keys of a section."""
     model: type[BaseModel] = Config
-    for section in sections:
+    for section in (s for s in sections if not s.isdigit()):  # a number is a place in a list of sections
         annotation = model.model_fields[section].annotation
         candidates = [annotation, *get_args(annotation)]
         model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))

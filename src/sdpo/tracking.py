@@ -22,18 +22,23 @@ class MetricsFile:
 
     def start(self, last_epoch: int) -> None:
         """Keep the rows up to `last_epoch` (0: none); a resumed run writes the later ones again."""
+        rows = self.read(last_epoch)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        temporary.replace(self.path)
+
+    def read(self, last_epoch: int) -> list[dict[str, Any]]:
+        """The rows up to `last_epoch`."""
         rows = []
         if self.path.exists() and last_epoch:
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError:
                     continue  # a line that a killed process left half written belongs to an epoch after the checkpoint
-                if row["epoch"] <= last_epoch:
-                    rows.append(line)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in rows), encoding="utf-8")
-        temporary.replace(self.path)
+                if isinstance(row, dict) and isinstance(row.get("epoch"), int) and row["epoch"] <= last_epoch:
+                    rows.append(row)
+        return rows
 
     def append(self, row: dict[str, Any]) -> None:
         """Add an epoch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import warnings
 from collections.abc import Iterable, Mapping
@@ -371,11 +372,11 @@ def prepare_run_dir(config: Config, default: str) -> Path:
         UserError: if it cannot be one.
     """
     path = Path(config.output_dir or default)
-    if path.exists() and not path.is_dir():
+    if os.path.isfile(path):
         raise UserError(f"--output-dir {path} is a file: name a new or existing directory")
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise UserError(f"--output-dir {path} cannot be created: {error}") from error
     return path
 

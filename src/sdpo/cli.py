@@ -20,6 +20,7 @@ from sdpo.config import Config, preset_names, preset_summary
 from sdpo.environment import check_torchvision
 from sdpo.errors import UserError
 from sdpo.rewards import DESCRIPTIONS
+from sdpo.secrets import redact
 
 if TYPE_CHECKING:
     from sdpo.bench import Measured
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except UserError as error:
-        print(f"sdpo: error: {error}", file=sys.stderr)
+        print(f"sdpo: error: {redact(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("sdpo: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from sdpo import plain_yaml
 from sdpo.algorithms import ALGORITHMS, Algorithm
 from sdpo.errors import UserError
+from sdpo.secrets import find_secrets, refusal
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "emoji"
 
-Positive = Annotated[int, Field(ge=1)]
+_LARGEST = 2**31 - 1
+Positive = Annotated[int, Field(ge=1, le=_LARGEST)]
+Count = Annotated[int, Field(ge=0, le=_LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 MicroBatch = Literal["auto"] | Positive
 
@@ -101,7 +106,7 @@ class SampleConfig(_Section):
     """
 
     num_steps: Positive = 50
-    prompts_per_epoch: Positive = 128
+    prompts_per_epoch: Annotated[int, Field(ge=1, le=10**6)] = 128
     guidance_scale: Annotated[float, Field(ge=1)] = 1.0
     eta: Fraction = 1.0
     noise_form: Literal["preserving", "flow_grpo"] = "preserving"
@@ -123,7 +128,7 @@ class TrainConfig(_Section):
     micro_batch: MicroBatch = "auto"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Count = 0
     inner_epochs: Positive = 1
     timestep_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     step_shuffle: bool = True
@@ -144,7 +149,7 @@ class EvaluateConfig(_Section):
     are rewards that are measured and not trained on, `judge` is one that says 1 where the right thing is recognised.
     """
 
-    every: Annotated[int, Field(ge=0)] = 10
+    every: Count = 10
     steps: Annotated[list[Positive], Field(min_length=1)] = [1, 2, 4, 8]
     images_per_prompt: Positive = 2
     images_per_prompt_between: Positive | None = None
@@ -198,7 +203,7 @@ class CheckpointConfig(_Section):
 
     every: Positive = 1
     keep_last: Positive = 3
-    keep_best: Annotated[int, Field(ge=0)] = 1
+    keep_best: Count = 1
 
 
 class Config(_Section):
@@ -223,6 +228,14 @@ class Config(_Section):
     stop_when: list[StopRule] = []
     trackers: list[str] = []
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_secrets(cls, data: Any) -> Any:
+        places = list(find_secrets({k: v for k, v in data.items() if k != "prompts"})) if isinstance(data, dict) else []
+        if places:
+            raise ValueError(refusal(places))
+        return data
+
     @field_validator("algorithm", mode="before")
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
@@ -233,15 +246,18 @@ class Config(_Section):
     def _resolve_algorithm(cls, value: dict[str, Any]) -> dict[str, Any]:
         """Fill in the algorithm's own defaults: its dataclass is the declaration."""
         name = value.get("name", "sdpo")
-        if name not in ALGORITHMS:
+        if not isinstance(name, str) or name not in ALGORITHMS:
             raise ValueError(f"there is no algorithm {name!r}{_nearest(str(name), ALGORITHMS)}")
         fields = {f.name for f in dataclasses.fields(ALGORITHMS[name])}  # type: ignore[arg-type]
         settings = {k: v for k, v in value.items() if k != "name"}
         for key in settings:
             if key not in fields:
-                raise ValueError(f"unknown key {key!r} of algorithm {name}{_nearest(key, fields)}")
-        built = TypeAdapter(ALGORITHMS[name]).validate_python(settings)
-        return {"name": name, **dataclasses.asdict(built)}  # type: ignore[call-overload]
+                raise ValueError(f"unknown key {key!r} of algorithm {name}{_nearest(str(key), fields)}")
+        built = dataclasses.asdict(TypeAdapter(ALGORITHMS[name]).validate_python(settings))  # type: ignore[call-overload]
+        for key, setting in built.items():
+            if isinstance(setting, int | float) and not abs(setting) <= _LARGEST:  # a NaN is not, either
+                raise ValueError(f"{key} of algorithm {name} must be a finite number of at most {_LARGEST}")
+        return {"name": name, **built}
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -376,14 +392,14 @@ def preset_summary(name: str) -> str:
 
 def _read(source: str | Path) -> dict[str, Any]:
     path = PRESETS / f"{source}.yaml" if str(source) in preset_names() else Path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for names that no file can have
         raise UserError(
             f"there is no preset {str(source)!r}{_nearest(str(source), preset_names())} and no such file. "
             f"Presets: {', '.join(preset_names())}; or give a YAML file."
         )
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = plain_yaml.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as YAML: {error}") from error
     if data is None:
         return {}
@@ -402,8 +418,8 @@ def parse_assignment(text: str, what: str, example: str = "train.learning_rate=3
     if not equals or not key:
         raise UserError(f"{what} {text!r}: expected key=value, such as {example}")
     try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        return key, plain_yaml.parse(value)
+    except ValueError as error:
         raise UserError(f"{what} {text!r}: the value is not YAML: {error}") from error
 
 

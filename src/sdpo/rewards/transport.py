@@ -93,7 +93,8 @@ class JsonClient:
                 shows the answer's beginning.
         """
         try:
-            response = self._session.post(self.url, json=payload, timeout=self.timeout)
+            # A redirect would take images and tokens to an address that nobody configured.
+            response = self._session.post(self.url, json=payload, timeout=self.timeout, allow_redirects=False)
         except requests.RequestException as error:
             raise RewardError(f"{self.url} cannot be reached: {error}") from error
         if response.status_code != 200:

@@ -29,24 +29,25 @@ console = Console(highlight=False, markup=False, soft_wrap=True)  # prompts may 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
+    """Run a command; returns the exit code: 0, 1 from the doctor, 2 for what the user can mend, 130 at Ctrl-C."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse takes positional words in one run only; overrides may also follow an option.
-    if rest and arguments.command in ("train", "bench") and not any(word.startswith("-") for word in rest):
+    takes_settings = "words" in arguments
+    if rest and takes_settings and not any(word.startswith("-") for word in rest):
         arguments.words += rest
     elif rest:
-        hint = "; settings look like train.learning_rate=3e-5" if arguments.command in ("train", "bench") else ""
+        hint = "; settings look like train.learning_rate=3e-5" if takes_settings else ""
         parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     try:
-        arguments.run(arguments)
+        failed = arguments.run(arguments)
     except UserError as error:
         print(f"sdpo: error: {redact(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("sdpo: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    return 0
+    return int(failed or 0)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,15 +113,17 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("-o", "--output", type=Path, help="also write JSON to this file")
     bench.set_defaults(run=_bench)
 
+    doctor = commands.add_parser("doctor", help="what would ruin a run, in seconds; exit code 1 where something would")
+    doctor.add_argument("words", nargs="*", metavar="PRESET|FILE.yaml|section.key=value", help="default: emoji")
+    doctor.set_defaults(run=_doctor)
+
     commands.add_parser("rewards", help="the rewards there are").set_defaults(run=_rewards)
     commands.add_parser("presets", help="the presets there are").set_defaults(run=_presets)
     return parser
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    config, source = _config(arguments.words)
-    default = f"runs/{Path(source).stem if source else 'emoji'}"
-    config = config.model_copy(update={"output_dir": arguments.output_dir or config.output_dir or default})
+    config = _run_config(arguments.words, arguments.output_dir)
     if arguments.dry_run:
         from sdpo.build import check_references, cost
 
@@ -142,6 +145,13 @@ def _train(arguments: argparse.Namespace) -> None:
         if trainer.ended_early:
             console.print(trainer.ended_early)
         console.print(f"{done}: {report}")
+
+
+def _run_config(words: Sequence[str], output_dir: str | None = None) -> Config:
+    """The configuration with the folder that training would write to."""
+    config, source = _config(words)
+    default = f"runs/{Path(source).stem if source else 'emoji'}"
+    return config.model_copy(update={"output_dir": output_dir or config.output_dir or default})
 
 
 def _config(words: Sequence[str]) -> tuple[Config, str | None]:
@@ -293,6 +303,19 @@ def _bench_tables(measured: Measured) -> Group:
         f"encoding all prompts, once a run: {measured.encode:.3f} s"
     )
     return Group(epoch, limit, line)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    """Prints a line a check; returns 1 if one failed."""
+    _quiet_libraries()
+    from sdpo.doctor import examine
+
+    counts = {"ok": 0, "WARN": 0, "FAIL": 0}
+    for finding in examine(_run_config(arguments.words)):
+        counts[finding.status] += 1
+        console.print(f"{finding.status:4}  {finding.check:18} {redact(finding.text)}")
+    console.print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    return int(counts["FAIL"] > 0)
 
 
 def _rewards(arguments: argparse.Namespace) -> None:

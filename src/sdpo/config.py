@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from sdpo import plain_yaml
@@ -349,7 +348,7 @@ class Config(_Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration; parsing it gives this one again."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return plain_yaml.dump(self.model_dump(mode="json"))
 
 
 # What may differ when a run is resumed: none of it changes what the next epoch computes.

@@ -10,6 +10,23 @@ _DEEPEST = 32
 _LARGEST = 10**6  # values, aliases written out
 
 
+def dump(data: Any) -> str:
+    """The text that `parse` gives the same data for."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what the library takes for line breaks only when it reads."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if any(character in text for character in "\r\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def parse(text: str) -> Any:
     """Mappings, lists and scalars.
 

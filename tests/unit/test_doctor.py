@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,8 @@ def test_mistakes_of_the_user_have_exit_code_2(sdpo: Run) -> None:
 
 
 def test_a_model_that_cannot_be_loaded_is_a_finding(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "model_index.json").write_bytes((tiny_pipeline / "model_index.json").read_bytes())
+    shutil.copytree(tiny_pipeline, tmp_path / "broken")
+    (tmp_path / "broken" / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
     result = sdpo("doctor", "emoji", "model.path=./broken", "evaluate.judge=null")
     found = lines(result.stdout)
     assert result.returncode == 1 and found["model"].startswith("FAIL") and "./broken" in found["model"]

@@ -133,7 +133,7 @@ def test_what_a_reward_needs_is_no_secret() -> None:
     Config.load("emoji", prompts={"train": ["password: hunter22", "a sk-1234567890abcdef1234 fox"]})  # prompts are text
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.text(string.ascii_letters + string.digits, min_size=20, max_size=60), st.sampled_from(["hf_", "sk-", "ghp_"]))
 def test_tokens_are_found_wherever_they_stand(body: str, prefix: str) -> None:
     token = f"{prefix}{body}1"

@@ -55,8 +55,12 @@ def batches(config: Config, prompts: Sequence[Prompt]) -> Iterator[Finding]:
 def absent(config: Config, names: Sequence[str]) -> dict[str, str]:
     """What the hub would have to give before training: by name of the reward, or `model`, how much it is."""
     found = {}
-    if check_path(config.model.path) is None and not _cached(config.model.path, config.model.revision):
-        found["model"] = f"the model {config.model.path}"
+    path, revision, fused = config.model.path, config.model.revision, config.model.fuse_lora
+    if check_path(path) is None and not _cached(path, "model_index.json", revision):
+        found["model"] = f"the model {path}"
+    elif fused and not os.path.exists(fused.path):
+        if not _cached(fused.path, fused.weight_name or "pytorch_lora_weights.safetensors"):
+            found["model"] = f"the LoRA {fused.path}"
     for name in names:
         size = to_download(name, config.reward_options.get(name, {}).get("path")) if name in SOURCES else 0
         if size:
@@ -64,10 +68,14 @@ def absent(config: Config, names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _cached(repository: str, revision: str) -> bool:
+def _cached(repository: str, file: str, revision: str = "main") -> bool:
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    return isinstance(try_to_load_from_cache(repository, "model_index.json", revision=revision), str)
+    try:
+        return isinstance(try_to_load_from_cache(repository, file, revision=revision), str)
+    except HFValidationError:
+        return True  # no name that the hub could have: loading it says so
 
 
 def hub(missing: dict[str, str]) -> Iterator[Finding]:

@@ -43,13 +43,11 @@ class Patient:
             UserError: if it cannot be loaded.
         """
         backbone = build.build_backbone(config, device)
-        denoiser = backbone.denoiser(config.sample.num_steps, config.sample.eta)
-        for count in config.evaluate.steps:
-            backbone.denoiser(count, config.sample.eta)
+        denoiser = build.build_denoiser(config, backbone)
         build.prepare_training(backbone, config)
         policy = Policy(backbone, config.sample.guidance_scale, build.compute_dtype(config, device))
         chosen = [prompts[i % len(prompts)] for i in range(GROUPS)]
-        embeddings = PromptEmbeddings(backbone, [p.text for p in chosen])
+        embeddings = build.encode_prompts(config, backbone, [p.text for p in chosen])
         return cls(config, backbone, policy, denoiser, embeddings, chosen)
 
     def sample(self) -> list[Trajectories]:
@@ -66,7 +64,7 @@ class Patient:
                 branches=self.config.build_algorithm().branches,
                 micro_batch=1,
                 shared_noise=self.config.sample.shared_noise,
-                share_first_step=build.shares_first_step(self.config),
+                share_first_step=build.shares_first_step(self.config, self.denoiser.ends_random),
             )
         )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -39,6 +41,27 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+RECORDS: list[Any] = [
+    {"prompt": "a cat", "kind": "x", "n": [1, 2, {"a": None}]},
+    "a dog",
+    {"prompt": "[/red] <script>"},
+]
+JSONL = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
+LINES = "a cat\n# a comment\n\na dog\n☃ bear\n".encode()
+SENSELESS = [
+    b"[" * 100000, b'{"prompt": ' + b"[" * 100000, b"9" * 5000, b'{"prompt": "\\ud800"}', b'"\\udfff"', b"null", b"[]",
+    b'{"prompt": "x", "n": NaN}', b'{"prompt": "x", "n": ' + b"1" * 5000 + b"}", b"\0\n", b"\xef\xbb\xbfa cat\n", b"",
+    b"\x85\xe2\x80\xa8", b'{"prompt": ""}', b'{"prompt": 5}', b'{"prompt": "a\\u0000b"}', b"\r\r",
+    b'{"prompt": "x", "prompt": []}',
+]  # fmt: skip
+OVERRIDES = [
+    "epochs=1" + "0" * 400, "epochs=.nan", "seed=&a [*a]", "model.path=" + "x" * 300, "prompts.train=" + "x" * 300,
+    "prompts.train=/dev/null", "rewards={'': 1}", "rewards={..: 1}", "rewards={'os:path': 1}", "algorithm=[1]",
+    "algorithm={name: {}}", "evaluate.steps={}", "stop_when=[{metric: 3}]", "train.betas=[1]", "sample.eta=1e400",
+    "output_dir=" + "x" * 5000, "lora.targets=[]", "model.dtype=[/red]", "trackers=0x", "train=",
+]  # fmt: skip
+
+
 def accepted_or_refused(sdpo: Run, folder: Path, *arguments: str) -> int:
     before = contents(folder)
     with time_limit(" ".join(arguments)):
@@ -65,3 +88,22 @@ def test_config_files(sdpo: Run, tmp_path: Path, block: int) -> None:
         (tmp_path / "fuzzed.yaml").write_bytes(data)
         codes.append(accepted_or_refused(sdpo, tmp_path, "train", "fuzzed.yaml", "--dry-run"))
     assert 2 in codes
+
+
+def test_prompt_files(sdpo: Run, tmp_path: Path) -> None:
+    codes = []
+    for index in range(60):
+        rng = random.Random(index)
+        name, whole = ("fuzzed.jsonl", JSONL) if index % 2 else ("fuzzed.txt", LINES)
+        if index < len(SENSELESS):
+            name, data = "fuzzed.jsonl", SENSELESS[index]
+        else:
+            data = damage(whole, rng)
+        (tmp_path / name).write_bytes(data)
+        codes.append(accepted_or_refused(sdpo, tmp_path, "train", "emoji", f"prompts.train={name}", "--dry-run"))
+    assert {0, 2} == set(codes)
+
+
+@pytest.mark.parametrize("override", OVERRIDES, ids=lambda text: text[:20])
+def test_overrides(sdpo: Run, tmp_path: Path, override: str) -> None:
+    accepted_or_refused(sdpo, tmp_path, "train", "emoji", override, "--dry-run")

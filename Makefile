@@ -1,10 +1,11 @@
 # make demo: train the embedded model and write its report.   make test: lint, types, all tests.
+# make audit: known vulnerabilities of the installed packages, where there is a network.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types audit clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +25,9 @@ lint: $(BIN)/.installed
 
 types: $(BIN)/.installed
 	$(BIN)/mypy
+
+audit: $(BIN)/.installed
+	$(BIN)/python tools/audit.py "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 clean:
 	rm -rf $(VENV) runs

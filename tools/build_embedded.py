@@ -566,7 +566,7 @@ def rewrite_config(path: Path, **values: object) -> None:
 def contact_sheet(work: Path, device_steps: tuple[int, ...] = (1, 2, 4, 8)) -> None:
     """Samples of the built pipeline and the judge's recognition rate at each number of steps."""
     pipeline = StableDiffusionPipeline.from_pretrained(
-        ASSETS / "emoji" / "model", safety_checker=None, dtype=torch.float32
+        ASSETS / "emoji" / "model", safety_checker=None, dtype=torch.float32, use_safetensors=True
     )
     pipeline.set_progress_bar_config(disable=True)
     judge = ResNetForImageClassification.from_pretrained(ASSETS / "emoji" / "judge", dtype=torch.float32).eval()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Beside it the rounding of float32 is large: equal returns would be as far from their mean as it is. Hence float64.
 _EPSILON = 1e-6
 
 
@@ -67,12 +68,12 @@ class StepwiseNormalizer(Normalizer):
             self._buffers[prompt] = buffer
             own = len(buffer) >= self.min_count
             mean, std = self._moments(buffer) if own else (batch_mean, batch_std)
-            advantages[rows] = (values[rows] - mean) / (std + _EPSILON)
+            advantages[rows] = ((values[rows] - mean) / (std + _EPSILON)).float()
         return advantages.to(device)
 
     def _moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and population std of values [N, T]: of each step, [T], or of all."""
-        values = values if self.per_step else values.flatten()
+        """Mean and population std of values [N, T]: of each step, [T], or of all; float64."""
+        values = values.double() if self.per_step else values.double().flatten()
         return values.mean(0), values.std(0, correction=0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -94,11 +95,11 @@ class PairNormalizer(Normalizer):
 
     def update(self, prompts: list[str], returns: Tensor) -> Tensor:
         """See `Normalizer.update`."""
-        deviations = returns.detach().float()
+        deviations = returns.detach().double()
         deviations = deviations - deviations.mean(1, keepdim=True)
         # The deviations have mean 0 within each group; their pairwise difference has twice their variance (K = 2).
         scale = deviations.square().mean((0, 1), keepdim=True).sqrt()
-        return deviations / (scale + _EPSILON)
+        return (deviations / (scale + _EPSILON)).float()
 
 
 class GroupNormalizer(Normalizer):
@@ -109,6 +110,6 @@ class GroupNormalizer(Normalizer):
 
     def update(self, prompts: list[str], returns: Tensor) -> Tensor:
         """See `Normalizer.update`."""
-        values = returns.detach().float()
+        values = returns.detach().double()
         mean, std = values.mean(1, keepdim=True), values.std(1, correction=0, keepdim=True)
-        return (values - mean) / (std + _EPSILON)
+        return ((values - mean) / (std + _EPSILON)).float()

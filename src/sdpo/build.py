@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import warnings
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ from sdpo.config import Config, ModelConfig, TrainConfig
 from sdpo.denoisers import Denoiser
 from sdpo.errors import UserError
 from sdpo.files import write_whole
+from sdpo.guard import check_rules
 from sdpo.micro_batch import default_samples, even, sampling_call, search, update_call
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.processes import Processes, check_device
@@ -105,8 +107,9 @@ def check_references(config: Config) -> None:
     Raises:
         UserError: if something is not there.
     """
-    for name in [*config.rewards, *([config.evaluate.judge] if config.evaluate.judge else [])]:
+    for name in [*config.rewards, *config.evaluate.observers]:
         check_reward_name(name)
+    check_rules(config)
     for source in (config.prompts.train, config.prompts.unseen):
         if source is not None:
             load_prompts(source)
@@ -371,12 +374,12 @@ def prepare_run_dir(config: Config, default: str, create: bool = True) -> Path:
         UserError: if it cannot be one.
     """
     path = Path(config.output_dir or default)
-    if path.exists() and not path.is_dir():
+    if os.path.isfile(path):
         raise UserError(f"--output-dir {path} is a file: name a new or existing directory")
     try:
         if create:
             path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise UserError(f"--output-dir {path} cannot be created: {error}") from error
     return path
 

@@ -21,37 +21,39 @@ from sdpo.environment import check_torchvision
 from sdpo.errors import UserError
 from sdpo.interrupt import Terminated
 from sdpo.rewards import DESCRIPTIONS
+from sdpo.secrets import redact
 
 if TYPE_CHECKING:
     from sdpo.bench import Measured
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, soft_wrap=True)  # prompts may hold [brackets]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 and 143 when interrupted."""
+    """Run a command; returns the exit code: 0, 1 from the doctor, 2 for what the user can mend, 130 or 143 if ended."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse takes positional words in one run only; overrides may also follow an option.
-    if rest and arguments.command in ("train", "bench") and not any(word.startswith("-") for word in rest):
+    takes_settings = "words" in arguments
+    if rest and takes_settings and not any(word.startswith("-") for word in rest):
         arguments.words += rest
     elif rest:
-        hint = "; settings look like train.learning_rate=3e-5" if arguments.command in ("train", "bench") else ""
+        hint = "; settings look like train.learning_rate=3e-5" if takes_settings else ""
         parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     try:
-        arguments.run(arguments)
+        failed = arguments.run(arguments)
     except UserError as error:
         if _speaks():
             count = os.environ.get("WORLD_SIZE", "1")
             whose = "" if count == "1" else f" [process {os.environ.get('RANK')} of {count}]"
-            print(f"sdpo: error: {error}{whose}", file=sys.stderr, flush=True)
+            print(f"sdpo: error: {redact(str(error))}{whose}", file=sys.stderr, flush=True)
         return 2
     except (KeyboardInterrupt, Terminated) as stop:
         if os.environ.get("RANK", "0") == "0" and _speaks():  # all processes of a run are interrupted together
             advice = stop.args[0] if stop.args and isinstance(stop.args[0], str) else "repeat the command"
             print(f"sdpo: interrupted: {advice}", file=sys.stderr, flush=True)
         return 143 if isinstance(stop, Terminated) else 130
-    return 0
+    return int(failed or 0)
 
 
 def _speaks() -> bool:
@@ -126,15 +128,17 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("-o", "--output", type=Path, help="also write JSON to this file")
     bench.set_defaults(run=_bench)
 
+    doctor = commands.add_parser("doctor", help="what would ruin a run, in seconds; exit code 1 where something would")
+    doctor.add_argument("words", nargs="*", metavar="PRESET|FILE.yaml|section.key=value", help="default: emoji")
+    doctor.set_defaults(run=_doctor)
+
     commands.add_parser("rewards", help="the rewards there are").set_defaults(run=_rewards)
     commands.add_parser("presets", help="the presets there are").set_defaults(run=_presets)
     return parser
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    config, source = _config(arguments.words)
-    default = f"runs/{Path(source).stem if source else 'emoji'}"
-    config = config.model_copy(update={"output_dir": arguments.output_dir or config.output_dir or default})
+    config = _run_config(arguments.words, arguments.output_dir)
     if arguments.dry_run:
         from sdpo.build import check_references, cost
 
@@ -149,11 +153,20 @@ def _train(arguments: argparse.Namespace) -> None:
     report = trainer.train()
     if trainer.processes.is_main:
         seconds, first = trainer.counters["seconds"], trainer.first_epoch
-        if first > config.epochs:
-            done = f"this run was finished before ({config.epochs} epochs); its report is written again"
+        if first > trainer.epoch:
+            done = f"this run was finished before ({trainer.epoch} epochs); its report is written again"
         else:
-            done = f"trained epochs {first} to {config.epochs}, {seconds:.0f} s in all without evaluation"
+            done = f"trained epochs {first} to {trainer.epoch}, {seconds:.0f} s in all without evaluation"
+        if trainer.ended_early:
+            console.print(trainer.ended_early)
         console.print(f"{done}: {report}")
+
+
+def _run_config(words: Sequence[str], output_dir: str | None = None) -> Config:
+    """The configuration with the folder that training would write to."""
+    config, source = _config(words)
+    default = f"runs/{Path(source).stem if source else 'emoji'}"
+    return config.model_copy(update={"output_dir": output_dir or config.output_dir or default})
 
 
 def _config(words: Sequence[str]) -> tuple[Config, str | None]:
@@ -305,6 +318,19 @@ def _bench_tables(measured: Measured) -> Group:
         f"encoding all prompts, once a run: {measured.encode:.3f} s"
     )
     return Group(epoch, limit, line)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    """Prints a line a check; returns 1 if one failed."""
+    _quiet_libraries()
+    from sdpo.doctor import examine
+
+    counts = {"ok": 0, "WARN": 0, "FAIL": 0}
+    for finding in examine(_run_config(arguments.words)):
+        counts[finding.status] += 1
+        console.print(f"{finding.status:4}  {finding.check:18} {redact(finding.text)}")
+    console.print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    return int(counts["FAIL"] > 0)
 
 
 def _rewards(arguments: argparse.Namespace) -> None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from sdpo import plain_yaml
 from sdpo.algorithms import ALGORITHMS, Algorithm
 from sdpo.errors import UserError
+from sdpo.secrets import find_secrets, refusal
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "emoji"
 
-Positive = Annotated[int, Field(ge=1)]
+_LARGEST = 2**31 - 1
+Positive = Annotated[int, Field(ge=1, le=_LARGEST)]
+Count = Annotated[int, Field(ge=0, le=_LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 MicroBatch = Literal["auto"] | Positive
 
@@ -101,7 +105,7 @@ class SampleConfig(_Section):
     """
 
     num_steps: Positive = 50
-    prompts_per_epoch: Positive = 128
+    prompts_per_epoch: Annotated[int, Field(ge=1, le=10**6)] = 128
     guidance_scale: Annotated[float, Field(ge=1)] = 1.0
     eta: Fraction = 1.0
     noise_form: Literal["preserving", "flow_grpo"] = "preserving"
@@ -127,7 +131,7 @@ class TrainConfig(_Section):
     micro_batch: MicroBatch = "auto"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Count = 0
     inner_epochs: Positive = 1
     timestep_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     step_shuffle: bool = True
@@ -151,14 +155,45 @@ class TrainConfig(_Section):
 class EvaluateConfig(_Section):
     """Evaluation on fixed seeds: before, every `every` epochs (0: never in between), and after.
 
-    `images_per_prompt` holds before and after; `images_per_prompt_between` (null: the same) for the curve.
+    `images_per_prompt` holds before and after; `images_per_prompt_between` (null: the same) for the curve. `held_out`
+    are rewards that are measured and not trained on, `judge` is one that says 1 where the right thing is recognised.
     """
 
-    every: Annotated[int, Field(ge=0)] = 10
+    every: Count = 10
     steps: Annotated[list[Positive], Field(min_length=1)] = [1, 2, 4, 8]
     images_per_prompt: Positive = 2
     images_per_prompt_between: Positive | None = None
     judge: str | None = None
+    held_out: list[str] = []
+
+    @property
+    def observers(self) -> list[str]:
+        """Rewards that only evaluations ask."""
+        return list(dict.fromkeys([*self.held_out, *([self.judge] if self.judge else [])]))
+
+    @property
+    def monitored(self) -> int:
+        """Images a prompt that every evaluation draws, so that monitors always see the same ones."""
+        return min(self.images_per_prompt, self.images_per_prompt_between or self.images_per_prompt)
+
+
+class StopRule(_Section):
+    """End the run where a metric of the evaluations is below or above a bound, `patience` evaluations in a row.
+
+    With `relative_to: base` the bound is a factor of the base model's value.
+    """
+
+    metric: str
+    below: float | None = None
+    above: float | None = None
+    relative_to: Literal["base"] | None = None
+    patience: Positive = 1
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> StopRule:
+        if (self.below is None) == (self.above is None):
+            raise ValueError(f"a rule on {self.metric} needs one bound, below or above")
+        return self
 
 
 class ScoringConfig(_Section):
@@ -180,7 +215,7 @@ class CheckpointConfig(_Section):
 
     every: Positive = 1
     keep_last: Positive = 3
-    keep_best: Annotated[int, Field(ge=0)] = 1
+    keep_best: Count = 1
 
 
 class Config(_Section):
@@ -202,7 +237,16 @@ class Config(_Section):
     scoring: ScoringConfig = ScoringConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    stop_when: list[StopRule] = []
     trackers: list[str] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_secrets(cls, data: Any) -> Any:
+        places = list(find_secrets({k: v for k, v in data.items() if k != "prompts"})) if isinstance(data, dict) else []
+        if places:
+            raise ValueError(refusal(places))
+        return data
 
     @field_validator("algorithm", mode="before")
     @classmethod
@@ -214,15 +258,18 @@ class Config(_Section):
     def _resolve_algorithm(cls, value: dict[str, Any]) -> dict[str, Any]:
         """Fill in the algorithm's own defaults: its dataclass is the declaration."""
         name = value.get("name", "sdpo")
-        if name not in ALGORITHMS:
+        if not isinstance(name, str) or name not in ALGORITHMS:
             raise ValueError(f"there is no algorithm {name!r}{_nearest(str(name), ALGORITHMS)}")
         fields = {f.name for f in dataclasses.fields(ALGORITHMS[name])}  # type: ignore[arg-type]
         settings = {k: v for k, v in value.items() if k != "name"}
         for key in settings:
             if key not in fields:
-                raise ValueError(f"unknown key {key!r} of algorithm {name}{_nearest(key, fields)}")
-        built = TypeAdapter(ALGORITHMS[name]).validate_python(settings)
-        return {"name": name, **dataclasses.asdict(built)}  # type: ignore[call-overload]
+                raise ValueError(f"unknown key {key!r} of algorithm {name}{_nearest(str(key), fields)}")
+        built = dataclasses.asdict(TypeAdapter(ALGORITHMS[name]).validate_python(settings))  # type: ignore[call-overload]
+        for key, setting in built.items():
+            if isinstance(setting, int | float) and not abs(setting) <= _LARGEST:  # a NaN is not, either
+                raise ValueError(f"{key} of algorithm {name} must be a finite number of at most {_LARGEST}")
+        return {"name": name, **built}
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -254,9 +301,12 @@ class Config(_Section):
                 "model.text_encoders=free with lora=null: a run that trains all weights writes the whole pipeline, "
                 "text encoders included; use model.text_encoders=cpu"
             )
-        unused = sorted(set(self.reward_options) - {*self.rewards, self.evaluate.judge})
+        unused = sorted(set(self.reward_options) - {*self.rewards, *self.evaluate.observers})
         if unused:
-            raise ValueError(f"reward_options has {', '.join(unused)}, which rewards and evaluate.judge do not name")
+            raise ValueError(f"reward_options has {', '.join(unused)}, which neither rewards nor evaluate names")
+        trained = sorted(set(self.rewards) & set(self.evaluate.held_out))
+        if trained:
+            raise ValueError(f"evaluate.held_out names {', '.join(trained)}, which this run is trained on")
         prompts, batch = self.sample.prompts_per_epoch, self.train.batch_size
         if prompts % batch:
             legal = [d for d in range(1, prompts + 1) if prompts % d == 0]
@@ -311,7 +361,7 @@ class Config(_Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration; parsing it gives this one again."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return plain_yaml.dump(self.model_dump(mode="json"))
 
 
 # What may differ when a run is resumed, sections and fields: none of it changes what the next epoch computes.
@@ -320,6 +370,7 @@ _RESUMABLE = (
     "device",
     "evaluate",
     "checkpoint",
+    "stop_when",
     "trackers",
     "scoring",
     "sample.micro_batch",
@@ -389,14 +440,14 @@ def preset_summary(name: str) -> str:
 
 def _read(source: str | Path) -> dict[str, Any]:
     path = PRESETS / f"{source}.yaml" if str(source) in preset_names() else Path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for names that no file can have
         raise UserError(
             f"there is no preset {str(source)!r}{_nearest(str(source), preset_names())} and no such file. "
             f"Presets: {', '.join(preset_names())}; or give a YAML file."
         )
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = plain_yaml.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as YAML: {error}") from error
     if data is None:
         return {}
@@ -415,8 +466,8 @@ def parse_assignment(text: str, what: str, example: str = "train.learning_rate=3
     if not equals or not key:
         raise UserError(f"{what} {text!r}: expected key=value, such as {example}")
     try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        return key, plain_yaml.parse(value)
+    except ValueError as error:
         raise UserError(f"{what} {text!r}: the value is not YAML: {error}") from error
 
 
@@ -455,7 +506,7 @@ def _explain(error: Any) -> str:
 def _keys(sections: list[str]) -> list[str]:
     """The legal keys of a section."""
     model: type[BaseModel] = Config
-    for section in sections:
+    for section in (s for s in sections if not s.isdigit()):  # a number is a place in a list of sections
         annotation = model.model_fields[section].annotation
         candidates = [annotation, *get_args(annotation)]
         model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sdpo.errors import UserError
 from sdpo.files import sync_tree, write_whole
+from sdpo.monitors import Monitors
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.processes import Processes
 from sdpo.prompts import Prompt
@@ -34,12 +35,16 @@ class Evaluation:
         seeds: N image seeds.
         scores: by reward, by number of steps, N scores.
         tiles: the first images at each number of steps, uint8 [n, H, W, 3].
+        monitors: by name, by number of steps; see `monitors`.
+        monitored: images a prompt that they were measured on.
     """
 
     prompts: list[str]
     seeds: list[int]
     scores: dict[str, dict[int, list[float]]]
     tiles: dict[int, Tensor] = field(default_factory=dict)
+    monitors: dict[str, dict[int, float]] = field(default_factory=dict)
+    monitored: int = 0
 
     def mean(self, reward: str, steps: int) -> float:
         """Mean score."""
@@ -47,13 +52,18 @@ class Evaluation:
         return sum(values) / len(values)
 
     def metrics(self) -> dict[str, float]:
-        """`eval/<reward>/<steps>` means."""
-        return {f"eval/{r}/{s}": self.mean(r, s) for r, by_steps in self.scores.items() for s in by_steps}
+        """`eval/<reward>/<steps>` means, and `monitor/<name>/<steps>`."""
+        scores = {f"eval/{r}/{s}": self.mean(r, s) for r, by_steps in self.scores.items() for s in by_steps}
+        return scores | {f"monitor/{n}/{s}": v for n, by_steps in self.monitors.items() for s, v in by_steps.items()}
 
     def as_json(self) -> dict[str, Any]:
         """A plain mapping; step counts become strings."""
         scores = {r: {str(s): v for s, v in by.items()} for r, by in self.scores.items()}
-        return {"prompts": self.prompts, "seeds": self.seeds, "scores": scores}
+        record: dict[str, Any] = {"prompts": self.prompts, "seeds": self.seeds, "scores": scores}
+        if self.monitored:
+            record["monitored"] = self.monitored
+            record["monitors"] = {n: {str(s): v for s, v in by.items()} for n, by in self.monitors.items()}
+        return record
 
 
 def evaluate(
@@ -68,12 +78,13 @@ def evaluate(
     micro_batch: int,
     decode_batch: int = 32,
     processes: Processes,
+    monitored: int = 0,
 ) -> Evaluation:
-    """Sample every prompt `images_per_prompt` times at each number of steps and score the images.
+    """Sample every prompt `images_per_prompt` times at each number of steps, score the images, and look at them.
 
     Image i has seed i, whatever the weights, the number of steps, or the number of processes: two evaluations of
     one prompt list pair up image by image, and one with fewer images a prompt is a prefix of one with more. Images
-    come from the last step's x̂ of the stochastic sampler.
+    come from the last step's x̂ of the stochastic sampler. The monitors are of the first `monitored` images a prompt.
 
     Raises:
         RewardError: if a reward fails.
@@ -83,7 +94,7 @@ def evaluate(
     mine = image_seeds[processes.rank :: processes.count]
     texts = [everything[i].text for i in mine]
     metadata = [everything[i].metadata for i in mine]
-    result = Evaluation([p.text for p in everything], image_seeds, {name: {} for name in rewards})
+    result = Evaluation([p.text for p in everything], image_seeds, {name: {} for name in rewards}, monitored=monitored)
     with contextlib.ExitStack() as stack:
         for reward in rewards.values():
             stack.enter_context(reward.resident())
@@ -92,9 +103,13 @@ def evaluate(
             scores: dict[str, list[float]] = {name: [] for name in rewards}
             shown: list[tuple[int, Tensor]] = []
             done = 0
-            for images in final_images(policy, denoiser, embeddings, texts, mine, micro_batch, decode_batch):
+            monitors = Monitors(policy, denoiser, mine, len(prompts), monitored) if monitored else None
+            watch = monitors.drift if monitors else None
+            for images in final_images(policy, denoiser, embeddings, texts, mine, micro_batch, decode_batch, watch):
                 rows = slice(done, done + len(images))
                 done = rows.stop
+                if monitors:
+                    monitors.look(images)
                 for name, reward in rewards.items():
                     scores[name] += reward(images, texts[rows], metadata[rows]).tolist()
                 pixels = zip(mine[rows], images, strict=True)
@@ -104,6 +119,8 @@ def evaluate(
                 result.scores[name][count] = [gathered[i] for i in image_seeds]
             tiles = dict(processes.gather(shown))
             result.tiles[count] = torch.stack([tiles[i] for i in sorted(tiles)]).permute(0, 2, 3, 1)
+            for name, value in (monitors.finish(processes) if monitors else {}).items():
+                result.monitors.setdefault(name, {})[count] = value
     return result
 
 
@@ -141,8 +158,13 @@ def read_scores(run_dir: Path, epoch: int) -> Evaluation | None:
         raise UserError(
             f"{path} is damaged ({error}): delete it, and the run goes on without its comparisons"
         ) from error
-    scores = {name: {int(s): values for s, values in by.items()} for name, by in record["scores"].items()}
-    return Evaluation(record["prompts"], record["seeds"], scores)
+    scores, monitors = (
+        {name: {int(s): values for s, values in by.items()} for name, by in record.get(key, {}).items()}
+        for key in ("scores", "monitors")
+    )
+    return Evaluation(
+        record["prompts"], record["seeds"], scores, monitors=monitors, monitored=record.get("monitored", 0)
+    )
 
 
 def discard_after(run_dir: Path, epoch: int) -> None:

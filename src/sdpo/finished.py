@@ -99,7 +99,7 @@ def evaluate_target(
     for name in [] if rewards else config.rewards:
         if name not in REWARDS and ":" not in name and "." not in name:
             raise UserError(f"this run's reward {name!r} was a Python object: name one by --reward, see `sdpo rewards`")
-    names = rewards or [*config.rewards, *([config.evaluate.judge] if config.evaluate.judge else [])]
+    names = rewards or [*config.rewards, *config.evaluate.observers]
     callables = build.load_rewards(config, names, processes.device)
     chosen = load_prompts(prompts if prompts is not None else config.prompts.train)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def load_prompts(source: str | list[str] | list[dict[str, Any]]) -> list[Prompt]
     else:
         path = _SETS / f"{source}.txt" if source in named_sets() else Path(source)
         where = f"the prompt file {path}"
-        if not path.is_file():
+        if not os.path.isfile(path):  # Path.is_file raises for names that no file can have
             raise UserError(
                 f"prompts: there is no file {source!r}, and no set of that name. "
                 f"Sets: {', '.join(named_sets())}; or give a .txt (one prompt a line) or .jsonl file."
@@ -55,7 +56,7 @@ def load_prompts(source: str | list[str] | list[dict[str, Any]]) -> list[Prompt]
 
 def _read(path: Path) -> list[Prompt]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the prompt file {path} cannot be read as UTF-8 text: {error}") from error
     if path.suffix != ".jsonl":
@@ -66,15 +67,16 @@ def _read(path: Path) -> list[Prompt]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number}: not a JSON object ({error})") from error
         prompts.append(_from_record(record, f"{path}:{number}"))
     return prompts
 
 
 def _from_record(record: Any, where: str) -> Prompt:
-    if isinstance(record, str):
-        return Prompt(record)
-    if isinstance(record, dict) and isinstance(record.get("prompt"), str):
-        return Prompt(record["prompt"], {k: v for k, v in record.items() if k != "prompt"})
+    text = record.get("prompt") if isinstance(record, dict) else record
+    if isinstance(text, str):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"{where}: the prompt has half a character (a lone surrogate), which no text file can hold")
+        return Prompt(text, {k: v for k, v in record.items() if k != "prompt"} if isinstance(record, dict) else {})
     raise UserError(f'{where}: expected a string or an object like {{"prompt": "a cat", ...}}, got {record!r}')

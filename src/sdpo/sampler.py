@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from sdpo import gaussian, seeds
+from sdpo.backbones import Conditioning
 from sdpo.denoisers import Denoiser, Transition
 from sdpo.policy import Policy, PromptEmbeddings, to_device
 from sdpo.prompts import Prompt
 from sdpo.types import Trajectories
+
+Watch = Callable[[slice, int, Tensor, Transition, Conditioning], None]
+"""Sees each step of a batch: which trajectories, i, x_i [N, C, H, W], the transition from it, and the conditioning."""
 
 
 def rollout(
@@ -88,6 +92,7 @@ def final_images(
     image_seeds: Sequence[int],
     micro_batch: int,
     decode_batch: int = 32,
+    watch: Watch | None = None,
 ) -> Iterator[Tensor]:
     """Images of N single trajectories on fixed seeds, decoded from the last step's x̂.
 
@@ -103,8 +108,11 @@ def final_images(
         keys = [(i, "image") for i in image_seeds[rows]]
         start = denoiser.initial_scale * to_device(seeds.normal(shape, [(*key, "start") for key in keys]), device)
         noise = to_device(_noise(shape, keys, denoiser.num_steps), device)
-        for transition, following in _walk(policy, denoiser, embeddings, embeddings.rows(prompts[rows]), start, noise):
-            last = transition.x0 if noisy else following
+        places, x = embeddings.rows(prompts[rows]), start
+        for step, (transition, following) in enumerate(_walk(policy, denoiser, embeddings, places, start, noise)):
+            if watch is not None:
+                watch(rows, step, x, transition, embeddings.take(places))
+            last, x = (transition.x0 if noisy else following), following
         for latents in last.split(decode_batch):
             yield policy.backbone.decode(latents)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import shutil
 import sys
@@ -22,6 +23,7 @@ from sdpo.errors import DivergenceError, UserError
 from sdpo.evaluation import Evaluation, discard_after, evaluate, read_scores, weighted_gain, write_evaluation
 from sdpo.files import WRITE_ERRORS, replace_folder, write_whole
 from sdpo.finite import not_finite
+from sdpo.guard import Guard, Stop, check_rules
 from sdpo.interrupt import Interruptions, Terminated
 from sdpo.lock import RunLock
 from sdpo.policy import Policy
@@ -69,9 +71,9 @@ class Trainer:
         self.algorithm = config.build_algorithm()
         self.prompts = load_prompts(config.prompts.train)
         self.unseen = load_prompts(config.prompts.unseen) if config.prompts.unseen is not None else []
-        judge = config.evaluate.judge
-        for name in [] if reward is not None else [*config.rewards, *([judge] if judge else [])]:
+        for name in [] if reward is not None else [*config.rewards, *config.evaluate.observers]:
             check_reward_name(name)
+        check_rules(config)
         self.processes = Processes(config.device)
         device = self.processes.device
         build.check_processes(config, self.processes.count)
@@ -85,7 +87,7 @@ class Trainer:
         own = {next(iter(config.rewards)): reward} if reward is not None else None
         rewards = build.load_rewards(config, config.rewards, device, own)
         self.mix = RewardMix(rewards, config.rewards)
-        self.evaluation_rewards = {**rewards, **build.load_rewards(config, [judge] if judge else [], device)}
+        self.evaluation_rewards = {**rewards, **build.load_rewards(config, config.evaluate.observers, device)}
         self.policy = Policy(self.backbone, config.sample.guidance_scale, build.compute_dtype(config, device))
         texts = [p.text for p in [*self.prompts, *self.unseen]]
         self.embeddings = build.encode_prompts(config, self.backbone, texts)
@@ -102,9 +104,11 @@ class Trainer:
         self.metrics = MetricsFile(self.run_dir / "metrics.jsonl")
         self.unsaved: Checkpoint | None = None  # of the last epoch, where `checkpoint.every` leaves it out
         self.base: Evaluation | None = None  # before the first epoch
+        self.guard = Guard(config.stop_when)
         self.counters: dict[str, float] = {"images": 0, "reward_queries": 0, "denoiser_evaluations": 0, "seconds": 0.0}
         self.epoch = 0
         self.first_epoch = 1  # of those that this call trains; later than 1 after a resume
+        self.ended_early: str | None = None  # why, and of which epoch the result is
 
     # -- the run -----------------------------------------------------------------------------------------
 
@@ -126,8 +130,9 @@ class Trainer:
             try:
                 if self.epoch == 0:
                     self._evaluate(0)
+                    self.guard.start(self._base_metrics(), [])
                 with ProgressBar(self.config.epochs, self.epoch) as progress:
-                    while self.epoch < self.config.epochs:
+                    while self.epoch < self.config.epochs and self.guard.stop is None:
                         row = self.train_epoch()
                         trackers.log(row)
                         progress.advance(row)
@@ -178,9 +183,9 @@ class Trainer:
         every = self.config.evaluate.every
         if epoch == self.config.epochs or (every and epoch % every == 0):
             row |= self._evaluate(epoch)
+        self.guard.observe(row)
         if self.processes.is_main:
             self.metrics.append(row)
-        if self.processes.is_main:
             self._save_checkpoint(row)
         return row
 
@@ -288,10 +293,14 @@ class Trainer:
             f"(now {self.config.train.learning_rate:g}) or train.max_grad_norm, or use a wider model.dtype."
         )
 
-    def _evaluate(self, epoch: int) -> dict[str, float]:
-        """Evaluate the weights that would be saved; returns the means."""
+    def _evaluate(self, epoch: int, result: bool = False) -> dict[str, float]:
+        """Evaluate the weights that would be saved, in full before training and where they are the run's result.
+
+        Returns:
+            The means.
+        """
         settings = self.config.evaluate
-        ends = epoch in (0, self.config.epochs)
+        ends = result or epoch in (0, self.config.epochs)
         per_prompt = (
             settings.images_per_prompt if ends else settings.images_per_prompt_between or settings.images_per_prompt
         )
@@ -310,6 +319,7 @@ class Trainer:
                 self.prompts,
                 self.evaluation_rewards,
                 images_per_prompt=per_prompt,
+                monitored=settings.monitored,
                 **options,
             )
             if ends and self.unseen:
@@ -330,6 +340,13 @@ class Trainer:
         gain = weighted_gain(self.base, found, self.config.rewards) if self.base is not None else None
         return row if gain is None else {**row, "eval_gain": gain}
 
+    def _base_metrics(self) -> dict[str, float]:
+        """The base model's evaluation; without monitors that were measured on other images than they are now."""
+        if self.base is None:
+            return {}
+        same = self.base.monitored == self.config.evaluate.monitored
+        return {n: v for n, v in self.base.metrics().items() if same or not n.startswith("monitor/")}
+
     def _averaged_weights(self) -> contextlib.AbstractContextManager[Any]:
         return self.updater.ema.applied() if self.updater.ema is not None else contextlib.nullcontext()
 
@@ -343,10 +360,13 @@ class Trainer:
         if last is not None:
             self._restore(found if found is not None else self.store.load(last))
             self.base = read_scores(self.run_dir, 0)
+            rows = self.metrics.read(self.epoch) if self.processes.is_main else []
+            self.guard.start(self._base_metrics(), self.processes.broadcast(rows))
         self.first_epoch = self.epoch + 1
         self.processes.barrier()  # all have read what the first process now writes
         if self.processes.is_main:
             discard_after(self.run_dir, self.epoch)
+            (self.run_dir / "stopped.json").unlink(missing_ok=True)
             write_whole(self.run_dir / "config.yaml", self.config.to_yaml())
             build.write_environment(self.run_dir / "environment.json", self.backbone.device, self.processes.count)
             self.metrics.start(self.epoch)
@@ -365,9 +385,10 @@ class Trainer:
                 "counters": dict(self.counters),
                 "micro_batches": dataclasses.asdict(self.micro_batches),
             },
-            score=row.get("eval_gain"),
+            score=self.guard.score(row),
         )
-        if self.epoch == self.config.epochs or self.epoch % self.config.checkpoint.every == 0:
+        last = self.epoch == self.config.epochs or self.guard.stop is not None
+        if last or self.epoch % self.config.checkpoint.every == 0:
             self.store.save(checkpoint)
             self.unsaved = None
         else:
@@ -388,18 +409,22 @@ class Trainer:
 
     @torch.no_grad()
     def _restore(self, checkpoint: Checkpoint) -> None:
-        parameters, ema = self.backbone.trainable_parameters(), self.updater.ema
-        for name, parameter in parameters.items():
-            parameter.copy_(checkpoint.weights[name])
-        if ema is not None:
-            for name, average in zip(parameters, ema.average, strict=True):
-                average.copy_(checkpoint.ema[name])
+        self._take_weights(checkpoint)
         self.updater.load_state_dict(checkpoint.state["updater"])
         self.normalizer.load_state_dict(checkpoint.state["normalizer"])
         self.mix.load_state_dict(checkpoint.state["mix"])
         self.counters = dict(checkpoint.state["counters"])
         self.epoch = checkpoint.epoch
         self._keep_micro_batches(checkpoint.state["micro_batches"])
+
+    @torch.no_grad()
+    def _take_weights(self, checkpoint: Checkpoint) -> None:
+        parameters, ema = self.backbone.trainable_parameters(), self.updater.ema
+        for name, parameter in parameters.items():
+            parameter.copy_(checkpoint.weights[name])
+        if ema is not None:
+            for name, average in zip(parameters, ema.average, strict=True):
+                average.copy_(checkpoint.ema[name])
 
     def _keep_micro_batches(self, stored: dict[str, int]) -> None:
         """Those that `auto` found before, as another choice would change the rounding."""
@@ -409,6 +434,8 @@ class Trainer:
         self.updater.settings = dataclasses.replace(self.updater.settings, micro_batch=self.micro_batches.update)
 
     def _finish(self) -> Path:
+        if self.guard.stop is not None:
+            self._end_early(self.guard.stop)
         if self.processes.is_main:
             staging = self.run_dir / "result.tmp"
             shutil.rmtree(staging, ignore_errors=True)
@@ -420,3 +447,24 @@ class Trainer:
             write_report(self.run_dir)
         self.processes.barrier()
         return self.run_dir / "report.html"
+
+    def _end_early(self, stop: Stop) -> None:
+        """Where a rule ended the run, its result is the best checkpoint at which none held, evaluated in full."""
+        best = self.processes.broadcast(self.guard.best(self.store.epochs()))
+        if best is not None:
+            checkpoint = self.store.load(best)
+            self._take_weights(checkpoint)
+            spent, self.counters = self.counters, dict(checkpoint.state["counters"])
+            self._evaluate(best, result=True)
+            self.counters = spent
+            chosen = f"of epoch {best}, the best checkpoint at which no rule held"
+        else:
+            chosen = "of the last epoch: no kept checkpoint was evaluated without a rule that held"
+        self.ended_early = f"Stopped by stop_when after epoch {stop.epoch}: {stop.reason}. The result is that {chosen}."
+        if self.processes.is_main:
+            record = {
+                "epoch": stop.epoch,
+                "result_epoch": self.epoch if best is None else best,
+                "text": self.ended_early,
+            }
+            write_whole(self.run_dir / "stopped.json", json.dumps(record) + "\n")

@@ -199,6 +199,13 @@ def test_one_failed_request_of_many_fails_the_call(server: Server) -> None:
         call(HttpReward(server.url, batch_size=1), count=6)
 
 
+def test_a_redirect_is_named_and_not_followed(server: Server) -> None:
+    server.answers, server.answer_headers = [fixed(307, "moved"), red], {"Location": f"{server.url}/elsewhere"}
+    with pytest.raises(RewardError, match="answered 307: moved"):
+        call(HttpReward(server.url, token_env=None))
+    assert len(server.requests) == 1
+
+
 def test_token_and_settings(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server.answers = [red]
     monkeypatch.setenv("MY_TOKEN", "abc")

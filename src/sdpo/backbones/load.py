@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def check_path(path: str) -> Path | None:
         UserError: if it can be neither, or the directory holds no pipeline of a supported class.
     """
     local = EMBEDDED.get(path, Path(path))
-    if local.is_dir():
+    if os.path.isdir(local):  # Path.is_dir raises for names that no folder can have
         index = read_index(local, _supported())
         _check_class(str(index["_class_name"]), path)
         check_components(local, index, _supported())

@@ -44,6 +44,7 @@ class Evaluation:
     unseen: Split | None
     judge: str | None
     strips: dict[int, Path]  # step count → a horizontal strip of square tiles
+    monitors: dict[str, dict[int, float]] = field(default_factory=dict)  # monitor → step count → value
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Run:
     metrics: list[dict[str, Any]]  # by epoch
     evaluations: list[Evaluation]  # by epoch
     notes: list[str] = field(default_factory=list)
+    stopped: dict[str, Any] = field(default_factory=dict)  # where a rule ended it: epoch, result_epoch, text
 
     @property
     def name(self) -> str:
@@ -70,8 +72,10 @@ class Run:
 
     @property
     def tuned(self) -> Evaluation | None:
-        """The latest evaluation after training."""
-        return next((e for e in reversed(self.evaluations) if e.epoch > 0), None)
+        """The evaluation of the result: the latest after training, unless a rule ended the run."""
+        result = self.stopped.get("result_epoch")
+        later = [e for e in self.evaluations if e.epoch > 0]
+        return next((e for e in later if e.epoch == result), later[-1] if later else None)
 
     @property
     def judges(self) -> set[str]:
@@ -122,6 +126,7 @@ def read_run(path: Path) -> Run:
         metrics=metrics,
         evaluations=sorted(evaluations, key=lambda e: e.epoch),
         notes=notes,
+        stopped=_read_json(path / "stopped.json", notes) or {},
     )
 
 
@@ -180,6 +185,10 @@ def _evaluation(record: Mapping[str, Any], folder: Path, metrics: Mapping[int, M
         unseen=_split(unseen) if unseen else None,
         judge=None if judge is None else str(judge),
         strips=dict(sorted(strips.items())),
+        monitors={
+            str(name): {int(steps): float(by_steps[steps]) for steps in sorted(by_steps, key=int)}
+            for name, by_steps in (record.get("monitors") or {}).items()
+        },
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from sdpo.report import guard
 from sdpo.report.charts import has_unseen, learning_curves, step_legend, training_charts
 from sdpo.report.data import Run, Split
 from sdpo.report.looks import LOOKS, number, step_label
@@ -28,6 +29,7 @@ def render_page(run: Run) -> str:
         ("Result", _result(run)),
         ("Before and after", _gallery(run)),
         ("Learning curves", _curves(run)),
+        ("Beside the reward", guard.monitors(run)),
         ("Cost", cost_table(run)),
         ("While training", _training(run)),
         ("Use it", _use(run)),
@@ -89,7 +91,8 @@ def _progress(run: Run) -> str:
     planned = run.config.get("epochs")
     if not isinstance(planned, int):
         return str(run.last_epoch)
-    return f"{run.last_epoch}" if run.last_epoch >= planned else f"{run.last_epoch} of {planned}, unfinished"
+    why = "stopped by a rule" if run.stopped else "unfinished"
+    return f"{run.last_epoch}" if run.last_epoch >= planned else f"{run.last_epoch} of {planned}, {why}"
 
 
 def _result(run: Run) -> str:
@@ -101,7 +104,7 @@ def _result(run: Run) -> str:
     if run.base and run.tuned:
         both = " Both drew the same prompts from the same seeds." if paired(run) else " Their prompts or seeds differ."
     lead = f"<p>Before: {before}. After: {after}.{both}</p>"
-    parts = [lead, summary(run, score_names(run)), _tables(run, "seen")]
+    parts = [guard.stopped(run), lead, summary(run, score_names(run)), _tables(run, "seen")]
     if has_unseen(run):
         parts.append(f"<h3>Prompts not trained on</h3>{_tables(run, 'unseen')}")
     parts.append(

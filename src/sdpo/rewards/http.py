@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sdpo.errors import RewardError, UserError
-from sdpo.rewards.transport import JsonClient, excerpt, png_base64
+from sdpo.rewards.transport import JsonClient, png_base64
 
 
 class HttpReward:
@@ -36,8 +36,9 @@ class HttpReward:
         timeout: seconds to connect, and seconds without a byte of answer.
         retries: further tries after a failed connection, a timeout, or status 408, 425, 429, 500, 502, 503, 504.
         backoff: see `JsonClient`.
-        headers: sent with every request.
+        headers: sent with every request; from Python alone may they hold a secret.
         token_env: environment variable with a bearer token.
+        headers_env: further headers, each with the environment variable that holds its value.
 
     Raises:
         UserError: if an argument makes no sense, or the token's variable is not set.
@@ -57,6 +58,7 @@ class HttpReward:
         backoff: float = 0.5,
         headers: Mapping[str, str] | None = None,
         token_env: str | None = None,
+        headers_env: Mapping[str, str] | None = None,
     ) -> None:
         if not url:
             raise UserError("reward 'http' needs the address of your server: reward_options.http.url=http://host:port/")
@@ -64,9 +66,9 @@ class HttpReward:
             raise UserError(f"reward_options.http.batch_size must be at least 1, not {batch_size}")
         headers = dict(headers or {})
         if token_env is not None:
-            if not os.environ.get(token_env):
-                raise UserError(f"reward_options.http.token_env: the environment variable {token_env} is not set")
-            headers["Authorization"] = f"Bearer {os.environ[token_env]}"
+            headers["Authorization"] = f"Bearer {_variable(token_env, 'token_env')}"
+        for name, variable in (headers_env or {}).items():
+            headers[name] = _variable(variable, f"headers_env.{name}")
         self.batch_size = batch_size
         self._client = JsonClient(
             url, timeout=timeout, retries=retries, backoff=backoff, concurrency=concurrency, headers=headers
@@ -98,9 +100,17 @@ class HttpReward:
         if not isinstance(scores, list) or len(scores) != count:
             raise RewardError(
                 f"{self._client.url} must answer {{'scores': [one number an image]}} for {count} images; "
-                f"it answered {excerpt(answer)}"
+                f"it answered {self._client.excerpt(answer)}"
             )
         for score in scores:
             if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-                raise RewardError(f"{self._client.url} gave {score!r} where a finite number belongs: {excerpt(answer)}")
+                raise RewardError(
+                    f"{self._client.url} gave {score!r} where a finite number belongs: {self._client.excerpt(answer)}"
+                )
         return [float(score) for score in scores]
+
+
+def _variable(name: str, option: str) -> str:
+    if not os.environ.get(name):
+        raise UserError(f"reward_options.http.{option}: the environment variable {name} is not set")
+    return os.environ[name]

@@ -112,6 +112,23 @@ def locate(name: str, path: str | None = None) -> dict[str, Path]:
     return {file: _download(name, source, file) for source in sources for file in source.files}
 
 
+def to_download(name: str, path: str | None = None) -> int:
+    """Megabytes that `locate` would fetch: of the repositories of which a file is neither in a folder nor cached."""
+    from huggingface_hub import try_to_load_from_cache
+
+    root = os.environ.get(ENVIRONMENT)
+    if path is not None or (root and (Path(root) / name).is_dir()):
+        return 0
+    return sum(
+        source.megabytes
+        for source in SOURCES[name]
+        if not all(
+            isinstance(try_to_load_from_cache(source.repository, file, revision=source.revision), str)
+            for file in source.files
+        )
+    )
+
+
 def _download(name: str, source: Source, file: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError

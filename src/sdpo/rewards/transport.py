@@ -81,6 +81,7 @@ class JsonClient:
         )
         self._session = requests.Session()
         self._session.headers.update(headers or {})
+        self._sent = [word for value in (headers or {}).values() for word in value.split() if len(word) >= 8]
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=concurrency, max_retries=retry))
 
@@ -92,15 +93,23 @@ class JsonClient:
                 shows the answer's beginning.
         """
         try:
-            response = self._session.post(self.url, json=payload, timeout=self.timeout)
+            # A redirect would take images and tokens to an address that nobody configured.
+            response = self._session.post(self.url, json=payload, timeout=self.timeout, allow_redirects=False)
         except requests.RequestException as error:
             raise RewardError(f"{self.url} cannot be reached: {error}") from error
         if response.status_code != 200:
-            raise RewardError(f"{self.url} answered {response.status_code}: {excerpt(response.text)}")
+            raise RewardError(f"{self.url} answered {response.status_code}: {self.excerpt(response.text)}")
         try:
             return response.json()
         except ValueError as error:
-            raise RewardError(f"{self.url} answered with what is not JSON: {excerpt(response.text)}") from error
+            raise RewardError(f"{self.url} answered with what is not JSON: {self.excerpt(response.text)}") from error
+
+    def excerpt(self, answer: object) -> str:
+        """The beginning of what the server said, for a message; without headers that it may have repeated."""
+        text = str(answer)
+        for word in self._sent:
+            text = text.replace(word, "[hidden]")
+        return text if len(text) <= _SHOWN else text[:_SHOWN] + " …"
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """`function` of every item, in order, `concurrency` at once; the first failure ends it."""
@@ -110,12 +119,6 @@ class JsonClient:
                 return [future.result() for future in futures]
             finally:
                 pool.shutdown(cancel_futures=True)
-
-
-def excerpt(answer: object) -> str:
-    """The beginning of what a server said, for a message."""
-    text = str(answer)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + " …"
 
 
 def png_base64(image: Tensor) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdpo.errors import RewardError, UserError
-from sdpo.rewards.transport import JsonClient, excerpt, png_base64
+from sdpo.rewards.transport import JsonClient, png_base64
 
 TEMPLATE = (
     "Look at the image, which was drawn for this prompt:\n{prompt}\n\n"
@@ -112,6 +112,7 @@ class VlmJudge:
             {"type": "text", "text": self._template.replace("{prompt}", prompt)},  # a prompt may hold braces
             {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png_base64(image)}"}},
         ]
+        excerpt = self._client.excerpt
         answer = self._client.post({**self._settings, "messages": [{"role": "user", "content": question}]})
         try:
             choice = answer["choices"][0]

@@ -1,0 +1,50 @@
+"""YAML as plain data: no objects, and nothing that would keep a machine busy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+_DEEPEST = 32
+_LARGEST = 10**6  # values, aliases written out
+
+
+def dump(data: Any) -> str:
+    """The text that `parse` gives the same data for."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what the library takes for line breaks only when it reads."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if any(character in text for character in "\r\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def parse(text: str) -> Any:
+    """Mappings, lists and scalars.
+
+    Raises:
+        ValueError: if it is not YAML, or nests or repeats itself (by aliases) beyond any use.
+    """
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
+    pending, count = [(data, 0)], 0
+    while pending:
+        value, depth = pending.pop()
+        count += 1
+        if depth > _DEEPEST or count > _LARGEST:
+            raise ValueError(f"it nests deeper than {_DEEPEST} levels, or has more than {_LARGEST} values")
+        if isinstance(value, dict | list):
+            pending += [(inner, depth + 1) for inner in (value.values() if isinstance(value, dict) else value)]
+    return data

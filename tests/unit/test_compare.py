@@ -51,7 +51,7 @@ def test_hand_computed_table(tmp_path: Path) -> None:
     assert final[BASE] == ["0.30", "0.50", "0.40"]
     assert cells(result, "Gain in aesthetic")["sdpo"] == ["+0.50 ± 0.14", "+0.00 ± 0.00", "+0.25 ± 0.07"]
     # trapezoids over equal distances: (0.2 / 2 + 0.4 + 0.6 / 2) / 2 = 0.4 and 0.55; std 0.15 / √2 = 0.106
-    assert cells(result, "Area under the curve")["sdpo"][0] == "0.475 ± 0.106"
+    assert cells(result, "Area under the curve of aesthetic")["sdpo"][0] == "0.48 ± 0.11"
     # sdpo's mean curve is 0.2, 0.5, 0.7 and ddpo ends at 0.5: reached at 100 of 200 samples
     reached = cells(result, "Samples to reach ddpo's final aesthetic")
     assert reached["sdpo"] == ["100 (50%)", "0 (0%)", "100 (50%)"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -61,6 +63,8 @@ def _train(arguments: argparse.Namespace, console: Console) -> Result | None:
         plan = (source, overrides, names, arguments.seeds, arguments.first_seed, output_dir, arguments.variants)
         _describe(plan_runs(*plan), console)
         return None
+    # A comparison that is killed takes its children with it: this exit unwinds, unlike the default.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     return compare(
         source,
         overrides,

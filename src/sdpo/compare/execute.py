@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import environ
@@ -51,7 +52,10 @@ def _one_by_one(missing: Sequence[Planned], say: Say) -> dict[str, str]:
             Trainer(run.config).train()
         except UserError as error:
             failed[run.path.name] = str(error)
-            say(f"{run.path.name}: failed: {error}")
+        except Exception:  # a fault of one run, a reward's crash say, is told at the end and costs no other run
+            failed[run.path.name] = traceback.format_exc().strip()
+        if run.path.name in failed:
+            say(f"{run.path.name}: failed: {failed[run.path.name]}")
         gc.collect()  # cycles may keep the model, and with it the device's memory
     return failed
 

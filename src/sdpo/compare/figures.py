@@ -9,27 +9,25 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sdpo.compare.measures import Comparison, curve
+from sdpo.compare.measures import Comparison, curve, seeds_of
 from sdpo.report.data import COSTS
 from sdpo.report.figures import line_style, plain_axes
 from sdpo.report.looks import step_label
 
-_PANELS = 4  # in a row
-
 
 def draw_comparison(comparison: Comparison, cost: str, path: Path) -> None:
-    """Write one row of panels a reward.
+    """Write a panel a reward and step count.
 
     Args:
         comparison: what is compared.
         cost: the horizontal axis, a key of `COSTS`.
         path: of the PNG file.
     """
-    columns = min(_PANELS, len(comparison.steps))
+    columns = math.ceil(math.sqrt(len(comparison.steps)))  # nearly square: legible on a page's width
     rows_each = math.ceil(len(comparison.steps) / columns)
     rows = rows_each * len(comparison.rewards)
-    width = max(6.4, 3.3 * columns)
-    figure = Figure(figsize=(width, 3.0 * rows + 0.3), dpi=150, layout="constrained")
+    width = max(6.4, 4.2 * columns)
+    figure = Figure(figsize=(width, 3.0 * rows + 0.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     for row, name in enumerate(comparison.rewards):
         for i, steps in enumerate(comparison.steps):
@@ -46,6 +44,8 @@ def draw_comparison(comparison: Comparison, cost: str, path: Path) -> None:
         fontsize=9,
         frameon=False,
         handlelength=3.4,
+        title=f"mean over {seeds_of(comparison)}, bands: ± one standard deviation",
+        title_fontsize=9,
     )
     # Without the writer's version the same runs give the same bytes.
     figure.savefig(path, metadata={"Software": None})

@@ -129,6 +129,14 @@ def _notes(groups: Sequence[Group], everything: Sequence[Split], images: int) ->
     return notes
 
 
+def seeds_of(comparison: Comparison) -> str:
+    """How many runs a mean is over, in words."""
+    counts = sorted({len(group.runs) for group in comparison.groups})
+    if counts == [1]:
+        return "1 seed"
+    return f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+
+
 def _samples(group: Group) -> float:
     return min(run.evaluations[-1].costs.get("images", 0.0) for run in group.runs)
 

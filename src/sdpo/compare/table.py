@@ -12,7 +12,7 @@ from rich.markup import escape as rich_escape
 from rich.table import Table
 
 from sdpo.compare.groups import Group
-from sdpo.compare.measures import Comparison, area, base, final, gain, reach, spread
+from sdpo.compare.measures import Comparison, area, base, final, gain, reach, seeds_of, spread
 from sdpo.errors import UserError
 from sdpo.report.data import FloatArray
 from sdpo.report.looks import decimals_for, number, step_label
@@ -49,7 +49,7 @@ def tables(comparison: Comparison, reference: Group | None) -> list[Grid]:
         reference: whose final reward the others are to reach; None leaves that table out.
     """
     grids = []
-    over = f"mean ± std over {_seeds(comparison)}"
+    over = f"mean ± std over {seeds_of(comparison)}"
     for name in comparison.rewards:
         grids.append(_final(comparison, name, f"Final {name}", f"all images of the last evaluation, {over}"))
         gains = [gain(comparison, group, name) for group in comparison.groups]
@@ -58,7 +58,7 @@ def tables(comparison: Comparison, reference: Group | None) -> list[Grid]:
         )
         areas = [area(comparison, group, name) for group in comparison.groups]
         about = f"mean {name} over the samples drawn (trapezoids), {over}"
-        grids.append(_grid(comparison, "Area under the curve", about, areas))
+        grids.append(_grid(comparison, f"Area under the curve of {name}", about, areas))
         if reference is not None:
             grids.append(_reach(comparison, reference, name))
         if _has_unseen(comparison, name):
@@ -80,13 +80,6 @@ def find_reference(comparison: Comparison, name: str | None) -> Group | None:
         there = ", ".join(group.name for group in comparison.groups)
         raise UserError(f"--reach {name}: there is no {name} in this comparison; there are: {there}")
     return found
-
-
-def _seeds(comparison: Comparison) -> str:
-    counts = sorted({len(group.runs) for group in comparison.groups})
-    if counts == [1]:
-        return "1 seed"
-    return f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
 
 
 def _columns(comparison: Comparison) -> list[str]:

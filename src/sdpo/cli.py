@@ -16,7 +16,7 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from sdpo import __version__
-from sdpo.config import Config, preset_names, preset_summary
+from sdpo.config import Config, preset_names, preset_summary, split_words
 from sdpo.environment import check_torchvision
 from sdpo.errors import UserError
 from sdpo.interrupt import Terminated
@@ -121,6 +121,20 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("target", metavar="DIR", type=Path)
     report.set_defaults(run=_report)
 
+    compare = commands.add_parser("compare", help="algorithms and settings over seeds: figure, tables, page")
+    compare.add_argument(
+        "words", nargs="*", metavar="PRESET|FILE.yaml|section.key=value|[LABEL=]DIR", help="what to train, or runs"
+    )
+    compare.add_argument("--algorithms", help="names of algorithms or variants to train: sdpo,ddpo")
+    compare.add_argument("--seeds", type=int, default=3, help="how many, default 3")
+    compare.add_argument("--first-seed", type=int, default=42, help="default 42")
+    compare.add_argument("--variants", type=Path, metavar="FILE", help="YAML of named variants: name → overrides")
+    compare.add_argument("--processes", type=int, default=1, help="runs that train at once, default 1")
+    compare.add_argument("--reach", metavar="NAME", help="whose final reward to reach, default ddpo")
+    compare.add_argument("--output-dir", type=Path, help="default: runs/compare-<preset or file>, or runs/comparison")
+    compare.add_argument("--dry-run", action="store_true", help="print the runs and their cost, and stop")
+    compare.set_defaults(run=_compare)
+
     bench = commands.add_parser("bench", help="time an epoch beside the bare network; some 15 epochs long")
     bench.add_argument("words", nargs="*", metavar="PRESET|FILE.yaml|section.key=value", help="default: emoji")
     bench.add_argument("--repetitions", type=int, default=5, help="default 5; fewer are noisy")
@@ -171,14 +185,8 @@ def _run_config(words: Sequence[str], output_dir: str | None = None) -> Config:
 
 def _config(words: Sequence[str]) -> tuple[Config, str | None]:
     """The configuration that the command line describes, and the preset or file it began with."""
-    sources = [w for w in words if "=" not in w]
-    if len(sources) > 1:
-        raise UserError(
-            f"expected one preset or file, got {', '.join(sources)}. Overrides look like section.key=value, without "
-            "spaces around =, and in quotes where the value has some: 'rewards={colorfulness: 1.0}'"
-        )
-    source = sources[0] if sources else None
-    return Config.load(source, [w for w in words if "=" in w]), source
+    source, overrides = split_words(words)
+    return Config.load(source, overrides), source
 
 
 def _write(path: Path, text: str) -> None:
@@ -275,6 +283,13 @@ def _report(arguments: argparse.Namespace) -> None:
     from sdpo.report import write_report
 
     console.print(f"written to {write_report(arguments.target)}")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    _quiet_libraries()
+    from sdpo.compare.command import run
+
+    run(arguments, console)
 
 
 def _bench(arguments: argparse.Namespace) -> None:

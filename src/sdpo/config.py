@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -259,12 +260,12 @@ class Config(_Section):
         """Fill in the algorithm's own defaults: its dataclass is the declaration."""
         name = value.get("name", "sdpo")
         if not isinstance(name, str) or name not in ALGORITHMS:
-            raise ValueError(f"there is no algorithm {name!r}{_nearest(str(name), ALGORITHMS)}")
+            raise ValueError(f"there is no algorithm {name!r}{nearest(str(name), ALGORITHMS)}")
         fields = {f.name for f in dataclasses.fields(ALGORITHMS[name])}  # type: ignore[arg-type]
         settings = {k: v for k, v in value.items() if k != "name"}
         for key in settings:
             if key not in fields:
-                raise ValueError(f"unknown key {key!r} of algorithm {name}{_nearest(str(key), fields)}")
+                raise ValueError(f"unknown key {key!r} of algorithm {name}{nearest(str(key), fields)}")
         built = dataclasses.asdict(TypeAdapter(ALGORITHMS[name]).validate_python(settings))  # type: ignore[call-overload]
         for key, setting in built.items():
             if isinstance(setting, int | float) and not abs(setting) <= _LARGEST:  # a NaN is not, either
@@ -342,7 +343,7 @@ class Config(_Section):
         for override in sorted(overrides or [], key=lambda text: not text.startswith(naming)):
             _apply(data, override)
         for key, value in values.items():
-            both = isinstance(value, dict) and isinstance(data.get(key), dict) and key not in _WHOLE
+            both = isinstance(value, dict) and isinstance(data.get(key), dict) and key not in WHOLE
             other = key == "algorithm" and isinstance(value, dict) and _names_another(data, value.get("name"))
             data[key] = {**data[key], **value} if both and not other else value
         return cls.parse(data)
@@ -425,7 +426,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-_WHOLE = {"rewards"}  # mappings that an override replaces as a whole: their keys are names, not settings
+WHOLE = {"rewards"}  # mappings that an override replaces as a whole: their keys are names, not settings
 
 
 def preset_names() -> list[str]:
@@ -442,9 +443,18 @@ def _read(source: str | Path) -> dict[str, Any]:
     path = PRESETS / f"{source}.yaml" if str(source) in preset_names() else Path(source)
     if not os.path.isfile(path):  # Path.is_file raises for names that no file can have
         raise UserError(
-            f"there is no preset {str(source)!r}{_nearest(str(source), preset_names())} and no such file. "
+            f"there is no preset {str(source)!r}{nearest(str(source), preset_names())} and no such file. "
             f"Presets: {', '.join(preset_names())}; or give a YAML file."
         )
+    return read_mapping(path)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; an empty file is an empty one.
+
+    Raises:
+        UserError: if it cannot be read, or holds something else.
+    """
     try:
         data = plain_yaml.parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -471,9 +481,26 @@ def parse_assignment(text: str, what: str, example: str = "train.learning_rate=3
         raise UserError(f"{what} {text!r}: the value is not YAML: {error}") from error
 
 
+def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The words of a command line as `Config.load` takes them: a preset or file, if one is named, and overrides.
+
+    Raises:
+        UserError: if several presets or files are named.
+    """
+    sources = [w for w in words if "=" not in w]
+    if len(sources) > 1:
+        raise UserError(
+            f"expected one preset or file, got {', '.join(sources)}. Overrides look like section.key=value, without "
+            "spaces around =, and in quotes where the value has some: 'rewards={colorfulness: 1.0}'"
+        )
+    return sources[0] if sources else None, [w for w in words if "=" in w]
+
+
 def _apply(data: dict[str, Any], override: str) -> None:
     key, value = parse_assignment(override, "override")
     *sections, last = key.split(".")
+    if sections == ["algorithm"] and isinstance(data.get("algorithm"), str):
+        data["algorithm"] = {"name": data["algorithm"]}  # named alone before, now with settings
     if key == "algorithm.name" and _names_another(data, value):
         data["algorithm"] = {}  # the settings were those of another algorithm
     target = data
@@ -495,7 +522,7 @@ def _explain(error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     where = ".".join(location)
     if error["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{_nearest(location[-1], _keys(location[:-1]))}"
+        return f"unknown key {where!r}{nearest(location[-1], _keys(location[:-1]))}"
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
         return f"{where}: {message}" if where else message
@@ -513,6 +540,7 @@ def _keys(sections: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _nearest(name: str, known: Any) -> str:
+def nearest(name: str, known: Any) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of them."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {found[0]!r}?)" if found else f" (known: {', '.join(sorted(known))})"

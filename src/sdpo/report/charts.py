@@ -39,11 +39,11 @@ def learning_curves(run: Run, name: str, split: SplitName = "seen") -> list[str]
             series.append(Series(step_label(steps), xs, ys, i))
         axis = "recognised, %" if judged else "mean reward"
         title = f"{name}, unseen prompts" if split == "unseen" else f"against {COSTS[cost]}"
-        charts.append(line_chart(title, series, label, axis, _percent_range(series) if judged else None))
+        charts.append(line_chart(title, series, label, axis, percent_range(series) if judged else None))
     return charts
 
 
-def _percent_range(series: list[Series]) -> tuple[float, float]:
+def percent_range(series: list[Series]) -> tuple[float, float]:
     """From the ten below the smallest value to 100."""
     values = [y for s in series for y in s.ys]
     return (max(0.0, 10.0 * math.floor((min(values, default=0.0) - 1) / 10)), 100.0)

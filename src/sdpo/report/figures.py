@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -43,23 +44,35 @@ def _panel(axes: Axes, run: Run, name: str) -> None:
     for i, steps in enumerate(step_counts(run)):
         points = [p for p in curve(run, name, steps) if "images" in p.costs]
         if points:
-            style = look(i)
-            numbers = [float(part) / 1.6 for part in style.dash.split()]
             axes.plot(
                 [p.costs["images"] for p in points],
                 [p.mean * factor for p in points],
-                color=style.light,
-                linewidth=1.6,
-                linestyle=(0, tuple(numbers)) if numbers else "-",
-                marker=style.marker,
-                markersize=4,
                 label=step_label(steps),
+                **line_style(i),
             )
     axes.set_title(name, fontsize=10, loc="left")
     axes.set_xlabel("samples", fontsize=9)
     axes.set_ylabel("recognised, %" if name in run.judges else "mean reward", fontsize=9)
     if name in run.judges:
         axes.set_ylim(0, 102)
+    plain_axes(axes)
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """The arguments of `Axes.plot` that give a line the look of its number."""
+    style = look(index)
+    numbers = [float(part) / 1.6 for part in style.dash.split()]
+    return {
+        "color": style.light,
+        "linewidth": 1.6,
+        "linestyle": (0, tuple(numbers)) if numbers else "-",
+        "marker": style.marker,
+        "markersize": 4,
+    }
+
+
+def plain_axes(axes: Axes) -> None:
+    """Quiet axes: no frame, faint lines across, thousands as k."""
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.tick_params(labelsize=8, color="#9aa0a6")
     axes.grid(axis="y", color="#e3e5e8", linewidth=0.7)

@@ -17,7 +17,7 @@ class Look:
     marker: str  # matplotlib's letter
 
 
-# Okabe & Ito's palette, without its yellow (too faint on white); blue and black trade places with lighter ones on dark.
+# Okabe & Ito's palette, with a brown for its yellow (too faint on white); on dark, lighter ones take their place.
 LOOKS = (
     Look("#0072B2", "#56B4E9", "", "o"),
     Look("#D55E00", "#F0833A", "7 3", "s"),
@@ -25,12 +25,20 @@ LOOKS = (
     Look("#B2559A", "#CC79A7", "9 3 2 3", "D"),
     Look("#B77C00", "#E69F00", "5 2 1 2 1 2", "v"),
     Look("#4B4F54", "#B9BEC5", "12 4", "P"),
+    Look("#4FA3D9", "#A6DBFF", "4 1.5", "<"),
+    Look("#7A3B1D", "#D9A58C", "10 2 2 2 2 2", ">"),
 )
 
 
 def look(index: int) -> Look:
-    """The look of the line at `index`; they repeat after six."""
-    return LOOKS[index % len(LOOKS)]
+    """The look of the line at `index`; after eight the colours return, with other dashes and markers."""
+    colour, shape = LOOKS[index % len(LOOKS)], LOOKS[(index + index // len(LOOKS)) % len(LOOKS)]
+    return Look(colour.light, colour.dark, shape.dash, shape.marker)
+
+
+def css_colours(theme: str) -> str:
+    """The CSS variables `--s0`, `--s1`, … of the theme `light` or `dark`."""
+    return " ".join(f"--s{i}: {look.light if theme == 'light' else look.dark};" for i, look in enumerate(LOOKS))
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:

@@ -7,19 +7,17 @@ import math
 import shlex
 from collections.abc import Mapping
 from html import escape
-from pathlib import Path
-from string import Template
 from typing import Any
 
 from sdpo.report import guard
 from sdpo.report.charts import has_unseen, learning_curves, step_legend, training_charts
 from sdpo.report.data import Run, Split
-from sdpo.report.looks import LOOKS, number, step_label
+from sdpo.report.document import head, missing, render_document, setting_name, trained_weights, wanted_rewards
+from sdpo.report.looks import number, step_label
 from sdpo.report.stats import SplitName, paired, score_names
 from sdpo.report.tables import cost_table, result_table, summary
 from sdpo.report.tiles import Rows, data_uri, gallery
 
-_TEMPLATE = Path(__file__).with_name("template.html")
 _LONG_NAME = "Stepwise Diffusion Policy Optimization"
 
 
@@ -35,56 +33,23 @@ def render_page(run: Run) -> str:
         ("Use it", _use(run)),
         ("Settings", _settings(run)),
     ]
-    body = "".join(f"<section><h2>{title}</h2>{html}</section>" for title, html in sections)
-    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(f"{run.name}: training report"),
-        colours_light=_colours("light"),
-        colours_dark=_colours("dark"),
-        header=_header(run),
-        body=body,
-    )
-
-
-def _missing(text: str) -> str:
-    return f'<p class="missing">{escape(text)}</p>'
-
-
-def _colours(theme: str) -> str:
-    return " ".join(f"--s{i}: {look.light if theme == 'light' else look.dark};" for i, look in enumerate(LOOKS))
-
-
-def _name(setting: Any, key: str) -> str:
-    """A setting's name, whether it is written as a word or as a mapping."""
-    if isinstance(setting, Mapping):
-        setting = setting.get(key)
-    return "unnamed" if setting is None else str(setting)
+    return render_document(f"{run.name}: training report", _header(run), sections)
 
 
 def _header(run: Run) -> str:
     config = run.config
-    rewards = config.get("rewards")
-    if isinstance(rewards, Mapping):
-        wanted = ", ".join(str(n) if w == 1 else f"{n} × {w}" for n, w in rewards.items())
-    else:
-        wanted = "unnamed" if rewards is None else str(rewards)
-    lora = config.get("lora")
-    weights = f"LoRA, rank {lora.get('rank', '?')}" if isinstance(lora, Mapping) else "all weights (full fine-tuning)"
-    algorithm = _name(config.get("algorithm"), "name")
+    algorithm = setting_name(config.get("algorithm"), "name")
     facts = {
-        "Model": _name(config.get("model"), "path"),
-        "Rewards": wanted,
+        "Model": setting_name(config.get("model"), "path"),
+        "Rewards": wanted_rewards(config),
         "Algorithm": algorithm.upper() + (f" ({_LONG_NAME})" if algorithm.lower() == "sdpo" else ""),
-        "Trained": weights,
+        "Trained": trained_weights(config),
         "Epochs": _progress(run),
         "Seed": str(config.get("seed", "–")),
     }
-    listed = "".join(f"<div><dt>{key}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items())
-    notes = "".join(f"<li>{escape(note)}</li>" for note in run.notes)
     # Spelled out once: beside the algorithm's name, or here where another algorithm was run.
     maker = "" if algorithm.lower() == "sdpo" else f" by sdpo ({_LONG_NAME})"
-    return f'<p class="kicker">Training report{maker}</p><h1>{escape(run.name)}</h1><dl class="facts">{listed}</dl>' + (
-        f'<ul class="notes">{notes}</ul>' if notes else ""
-    )
+    return head(f"Training report{maker}", run.name, facts, run.notes)
 
 
 def _progress(run: Run) -> str:
@@ -97,7 +62,7 @@ def _progress(run: Run) -> str:
 
 def _result(run: Run) -> str:
     if not run.base and not run.tuned:
-        return _missing("This run has not been evaluated yet.")
+        return missing("This run has not been evaluated yet.")
     before = "the base model" if run.base else "missing: there is no evaluation at epoch 0"
     after = f"epoch {run.tuned.epoch}" if run.tuned else "not there yet"
     both = ""
@@ -121,7 +86,7 @@ def _tables(run: Run, split: SplitName) -> str:
 def _curves(run: Run) -> str:
     names = score_names(run)
     if not names:
-        return _missing("There are no learning curves before the first evaluation.")
+        return missing("There are no learning curves before the first evaluation.")
     parts = []
     for name in names:
         judged = ": recognised rate" if name in run.judges else ""
@@ -138,7 +103,7 @@ def _curves(run: Run) -> str:
 
 def _training(run: Run) -> str:
     if not run.metrics:
-        return _missing("No epoch has finished yet.")
+        return missing("No epoch has finished yet.")
     note = (
         "The loss is a regression to normalised reward differences, which are as large at the end as at the start: it "
         "hovers near its first value and measures no progress. Watch the rewards."
@@ -151,7 +116,7 @@ def _training(run: Run) -> str:
 def _gallery(run: Run) -> str:
     rows = gallery(run)
     if not rows:
-        return _missing("There are no samples yet.")
+        return missing("There are no samples yet.")
     parts = [f"<p>{_gallery_lead(run)}</p>"]
     for row in rows:
         pairs = (_pair(run, row, i) for i in range(max(len(row.before), len(row.after))))
@@ -208,7 +173,7 @@ def _use(run: Run) -> str:
     lora = isinstance(run.config.get("lora"), Mapping)
     folder = "lora" if lora else "model"
     target = json.dumps(f"{run.name}/{folder}")
-    model = _name(run.config.get("model"), "path")
+    model = setting_name(run.config.get("model"), "path")
     code = ["from diffusers import DiffusionPipeline", ""]
     if not lora:
         code += [f"pipe = DiffusionPipeline.from_pretrained({target})"]
@@ -221,7 +186,7 @@ def _use(run: Run) -> str:
         code = ["import sdpo", *code] if packaged else code
         code += [f"pipe = DiffusionPipeline.from_pretrained({source})", f"pipe.load_lora_weights({target})"]
     command = f'sdpo sample {shlex.quote(run.name)} "a prompt" --steps 4 --seed 0 --compare -o sample.png'
-    there = "" if (run.path / folder).is_dir() else _missing(f"{run.name}/{folder} has not been written yet.")
+    there = "" if (run.path / folder).is_dir() else missing(f"{run.name}/{folder} has not been written yet.")
     python = escape("\n".join(code))
     return (
         f"{there}<p>In Python, from the folder that holds the run:</p><pre><code>{python}</code></pre>"
@@ -232,7 +197,7 @@ def _use(run: Run) -> str:
 def _settings(run: Run) -> str:
     config = f"<details><summary>config.yaml</summary><pre><code>{escape(run.config_text)}</code></pre></details>"
     if not run.environment:
-        return config + _missing("environment.json is not there.")
+        return config + missing("environment.json is not there.")
     rows = "".join(
         f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>' for key, value in _flat(run.environment)
     )

@@ -17,12 +17,26 @@ _MARKED = 32  # with more points than this a line has no markers: they would cov
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart; `style` picks its colour, dash and marker, None a plain line for a chart with only one."""
+    """One line of a chart.
+
+    Attributes:
+        label: names it.
+        xs: across, [P].
+        ys: up, [P]; values that are not finite leave gaps.
+        style: picks its colour, dash and marker; None is a plain line for a chart with only one.
+        spread: half the height of a band around the line, [P]; None or values that are not finite draw none.
+    """
 
     label: str
     xs: Sequence[float]
     ys: Sequence[float]
     style: int | None = None
+    spread: Sequence[float] | None = None
+
+    def band(self) -> list[tuple[float, float, float]]:
+        """The band's (x, lower y, upper y) where it has one."""
+        found = zip(self.xs, self.ys, self.spread or [], strict=self.spread is not None)
+        return [(x, y - s, y + s) for x, y, s in found if math.isfinite(y) and math.isfinite(s)]
 
 
 def marker(shape: str, x: float, y: float, size: float = 3.4) -> str:
@@ -35,6 +49,8 @@ def marker(shape: str, x: float, y: float, size: float = 3.4) -> str:
         "^": [(0, -1.25 * s), (1.2 * s, s), (-1.2 * s, s)],
         "v": [(0, 1.25 * s), (1.2 * s, -s), (-1.2 * s, -s)],
         "D": [(0, -1.4 * s), (1.4 * s, 0), (0, 1.4 * s), (-1.4 * s, 0)],
+        "<": [(-1.25 * s, 0), (s, -1.2 * s), (s, 1.2 * s)],
+        ">": [(1.25 * s, 0), (-s, 1.2 * s), (-s, -1.2 * s)],
     }
     third = s / 2.5
     plus = [(-third, -s), (third, -s), (third, -third), (s, -third), (s, third), (third, third)]
@@ -67,7 +83,7 @@ def line_chart(
 
     Args:
         title: what is shown, above the chart.
-        series: the lines; values that are not finite leave gaps.
+        series: the lines.
         x_label: the horizontal axis with its unit.
         y_label: the vertical axis with its unit.
         y_range: fixed limits of the vertical axis; from the data if None.
@@ -80,7 +96,7 @@ def line_chart(
     power = 0 if y_range else magnitude([y for _, y in points])
     scale = 10.0**power
     xs = [x for x, _ in points]
-    ys = [y / scale for _, y in points]
+    ys = [y / scale for _, y in points] + [y / scale for s in series for _, *ends in s.band() for y in ends]
     x_ticks = ticks(min(xs), max(xs))
     # The horizontal axis ends where the data end, so that no width is lost to a round last tick.
     x_low, x_high = (min(xs), max(xs)) if max(xs) > min(xs) else (x_ticks[0], x_ticks[-1])
@@ -88,12 +104,12 @@ def line_chart(
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / (x_high - x_low)
-        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        up = min(max((y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]), 0.0), 1.0)  # a band may leave a fixed range
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
     body = [_axes(x_ticks, y_ticks, (x_low, x_high), place)]
-    for s in series:
-        body.append(_line(s, scale, place))
+    body += [_band(s, scale, place) for s in series]
+    body += [_line(s, scale, place) for s in series]
     if power:
         y_label += f" (×10{superscript(power)})"
     body.append(f'<text class="label" x="0" y="13">{escape(y_label)}</text>')
@@ -126,6 +142,15 @@ def _axes(x_ticks: list[float], y_ticks: list[float], x_range: tuple[float, floa
             parts.append(f'<text class="mid" x="{x:.1f}" y="{floor + 16}">{label}</text>')
     parts.append(f'<path class="axis" d="M{LEFT} {floor}H{WIDTH - RIGHT}"/>')
     return "".join(parts)
+
+
+def _band(series: Series, scale: float, place: _Place) -> str:
+    band = series.band()
+    if len(band) < 2 or series.style is None:
+        return ""
+    outline = [place(x, high / scale) for x, _, high in band] + [place(x, low / scale) for x, low, _ in reversed(band)]
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in outline)
+    return f'<g class="s{series.style % len(LOOKS)}"><polygon class="band" points="{points}"/></g>'
 
 
 def _line(series: Series, scale: float, place: _Place) -> str:

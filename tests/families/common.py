@@ -71,8 +71,10 @@ def own_call(
 
 def hand_over_noise(monkeypatch: pytest.MonkeyPatch, scheduler: Any, shape: tuple[int, ...]) -> None:
     """Let a scheduler draw what `trajectories` drew at each step."""
-    drawn = (seeds.normal((1, *shape), [(0, 0, i, f"step {step}") for i in range(2)])[:, 0] for step in range(max(STEPS)))
-    monkeypatch.setattr(importlib.import_module(type(scheduler).__module__), "randn_tensor", lambda *_, **__: next(drawn))
+    keys = [[(0, 0, i, f"step {step}") for i in range(2)] for step in range(max(STEPS))]
+    drawn = (seeds.normal((1, *shape), key)[:, 0] for key in keys)
+    module = importlib.import_module(type(scheduler).__module__)
+    monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: next(drawn))
 
 
 def check_parity(

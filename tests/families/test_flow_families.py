@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from common import own_call, trajectories, wrapped, check_parity
+from common import check_parity, own_call, trajectories, wrapped
 from flow_pipelines import FLOW_PIPELINES, flux, flux2_klein, stable_diffusion_3, z_image
 
 from sdpo.errors import UserError

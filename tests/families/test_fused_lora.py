@@ -20,10 +20,9 @@ from test_runs import Pipelines, image_of, loaded, on_disk, overrides, rows, suc
 from torch import Tensor, nn
 
 from sdpo.backbones import wrap_pipeline
-from sdpo.errors import UserError
 
 SCALE = 0.7
-UNET_TARGETS = ["to_q", "to_out.0", "conv1", "conv_in"]  # those of convolutions too, as LCM-LoRA has them
+UNET_TARGETS = ["to_q", "to_k", "to_out.0", "conv1", "conv_in"]  # those of convolutions too, as LCM-LoRA has them
 
 
 def distilled(name: str, folder: Path, kohya: bool = False) -> tuple[Path, dict[str, Tensor]]:

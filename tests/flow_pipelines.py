@@ -32,7 +32,7 @@ SIDE = 32
 """Pixels a side of images in tests; what some of the classes make by default, however small their networks, is 1024."""
 
 
-def _kl(channels: int) -> AutoencoderKL:
+def autoencoder(channels: int) -> AutoencoderKL:
     """Two pixels a side of each latent; latents are scaled and shifted."""
     return AutoencoderKL(
         block_out_channels=(8, 8),
@@ -68,7 +68,7 @@ def stable_diffusion_3(**scheduler: Any) -> StableDiffusion3Pipeline:
             qk_norm="rms_norm",
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | scheduler),
-        vae=_kl(4),
+        vae=autoencoder(4),
         text_encoder=CLIPTextModelWithProjection(large),
         tokenizer=words,
         text_encoder_2=CLIPTextModelWithProjection(large),
@@ -83,7 +83,7 @@ def flux(guidance_embeds: bool = False, **scheduler: Any) -> FluxPipeline:
     tokenizer_2, text_encoder_2 = t5()
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**scheduler),
-        vae=_kl(4),
+        vae=autoencoder(4),
         text_encoder=CLIPTextModel(clip_config(len(words))),
         tokenizer=words,
         text_encoder_2=text_encoder_2,
@@ -119,7 +119,7 @@ def z_image() -> ZImagePipeline:
     torch.nn.init.normal_(transformer.cap_pad_token)
     return ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_kl(4),
+        vae=autoencoder(4),
         text_encoder=text_encoder,
         tokenizer=words,
         transformer=transformer,

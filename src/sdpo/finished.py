@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from sdpo import build
-from sdpo.backbones import PipelineBackbone, load_backbone
+from sdpo.backbones import PipelineBackbone
 from sdpo.config import Config
 from sdpo.errors import UserError
 from sdpo.evaluation import Evaluation, evaluate
@@ -44,10 +44,10 @@ def open_target(target: str) -> tuple[Config, Path | None]:
 def load_tuned(config: Config, run_dir: Path, device: torch.device) -> PipelineBackbone:
     """The tuned model, as anyone would load it: the base with the LoRA, or the whole pipeline."""
     if config.lora is None:
-        size = (config.model.height, config.model.width)
-        return load_backbone(
-            str(run_dir / "model"), dtype=build.compute_dtype(config, device), device=device, size=size
-        )
+        # Scheduler and fused LoRA were saved with the weights.
+        saved = {"path": str(run_dir / "model"), "revision": "main"}
+        model = config.model.model_copy(update=saved | dict.fromkeys(("variant", "scheduler", "fuse_lora")))
+        return build.build_backbone(config.model_copy(update={"model": model}), device)
     backbone = build.build_backbone(config, device)
     backbone.load_lora(run_dir / "lora")
     return backbone

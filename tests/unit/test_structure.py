@@ -71,6 +71,11 @@ def test_only_backbones_import_diffusers_and_peft() -> None:
             assert not {name.split(".")[0] for name in imports(file)} & {"diffusers", "peft"}, file
 
 
+def test_the_file_of_a_family_is_small() -> None:
+    for file in files("backbones"):
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= 200, file
+
+
 def test_importing_sdpo_imports_no_heavy_library() -> None:
     code = "import sdpo, sys; assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules), 'heavy'"
     subprocess.run([sys.executable, "-c", code], check=True)

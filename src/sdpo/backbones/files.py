@@ -12,6 +12,11 @@ _PICKLED = {".bin", ".pt", ".pth", ".ckpt"}
 _UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}
 
 
+def can_only_be_local(path: str) -> bool:
+    """Whether a path is no name that something on the hub could have."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1
+
+
 def read_index(directory: Path, supported: str) -> dict[str, Any]:
     """The directory's `model_index.json`: its `_class_name`, and [library, class] by component.
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sdpo.backbones import lora
-from sdpo.backbones.files import check_components, read_index
+from sdpo.backbones.files import can_only_be_local, check_components, read_index
 from sdpo.backbones.pipeline import PipelineBackbone
 from sdpo.backbones.schedules import replace_scheduler
 from sdpo.environment import check_torchvision
@@ -55,7 +55,7 @@ def check_path(path: str) -> Path | None:
         _check_class(str(index["_class_name"]), path)
         check_components(local, index, _supported())
         return local
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+    if can_only_be_local(path):
         raise UserError(f"model.path: there is no directory {path!r}.")
     return None
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from sdpo.backbones.files import can_only_be_local
 from sdpo.errors import UserError
 
 ADAPTER = "default"
@@ -28,8 +29,17 @@ def add(network: Any, rank: int, alpha: float, targets: Sequence[str]) -> None:
         raise UserError(f"lora.targets: {error}") from error
 
 
-def load(pipeline: Any, path: str | Path, adapter: str = ADAPTER, weight_name: str | None = None) -> None:
+def load(
+    pipeline: Any, path: str | Path, adapter: str = ADAPTER, weight_name: str | None = None, setting: str = ""
+) -> None:
     """Attach a finished LoRA by the pipeline's own loader, which knows its targets, rank and alpha.
+
+    Args:
+        pipeline: it is changed.
+        path: a file, a folder, or a name on the hub.
+        adapter: what it is called in the pipeline.
+        weight_name: the file in a folder or hub repository that holds several.
+        setting: begins the message of an error.
 
     Raises:
         UserError: if it is none of this model's.
@@ -38,7 +48,7 @@ def load(pipeline: Any, path: str | Path, adapter: str = ADAPTER, weight_name: s
         pipeline.load_lora_weights(str(path), adapter_name=adapter, weight_name=weight_name, use_safetensors=True)
     except Exception as error:  # a damaged file, other shapes, no LoRA at all: one message
         reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or type(error).__name__
-        raise UserError(f"the LoRA {path} cannot be loaded onto this model: {reason}") from error
+        raise UserError(f"{setting}the LoRA {path} cannot be loaded onto this model: {reason}") from error
 
 
 def fuse(pipeline: Any, component: str, path: str, scale: float, weight_name: str | None) -> None:
@@ -54,9 +64,12 @@ def fuse(pipeline: Any, component: str, path: str, scale: float, weight_name: st
     Raises:
         UserError: if it cannot be loaded onto this model, or has nothing for its network.
     """
-    load(pipeline, path, "fused", weight_name)
+    setting = "model.fuse_lora: "
+    if can_only_be_local(path) and not Path(path).exists():
+        raise UserError(f"{setting}there is no LoRA file or folder {path}")
+    load(pipeline, path, "fused", weight_name, setting)
     if "fused" not in getattr(getattr(pipeline, component), "peft_config", {}):
-        raise UserError(f"model.fuse_lora: {path} has no weights for the denoising network")
+        raise UserError(f"{setting}{path} has no weights for the denoising network")
     pipeline.fuse_lora(components=list(pipeline._lora_loadable_modules), lora_scale=scale)
     pipeline.unload_lora_weights()
 

@@ -83,6 +83,7 @@ def ddim_schedule(scheduler: Any, num_steps: int, eta: float) -> Schedule:
     σ = 0, so that our latents are those of the pipeline's own call. With η > 0 the last ᾱ_prev is that of timestep 0,
     which leaves the step a variance and a density, and the image is its x̂; on trailing timesteps this is the published
     schedule, whatever the scheduler. Both agree in x̂ of every step up to the noise, as x̂ does not depend on ᾱ_prev.
+    A schedule that is not trailing may end at timestep 0 itself: that step has no noise to keep, and stays as it is.
 
     Euler schedulers count in σ = √((1−ᾱ)/ᾱ) and begin at σ_max times the noise, which is √(1−ᾱ) in our scale and not
     quite 1; the ancestral one is DDIM with η = 1.
@@ -106,7 +107,8 @@ def ddim_schedule(scheduler: Any, num_steps: int, eta: float) -> Schedule:
     if torch.equal(timesteps, trailing_timesteps(num_steps, len(table))):
         published = trailing_schedule(table, num_steps)
         return Schedule(timesteps, published.alpha, published.alpha_previous, scale)
-    return Schedule(timesteps, alpha, previous.clamp(max=table[0]), scale)
+    kept = torch.where(timesteps > 0, previous.clamp(max=table[0]), previous)
+    return Schedule(timesteps, alpha, kept, scale)
 
 
 def _set(scheduler: Any, num_steps: int) -> Any:

@@ -1,0 +1,159 @@
+"""Whole runs of each family through the real command line: train, resume, sample, evaluate, load elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run
+from diffusers import DiffusionPipeline, LCMScheduler
+from flow_pipelines import FLOW_PIPELINES, SIDE
+from PIL import Image
+from pipelines import PIPELINES
+from safetensors.torch import load_file
+
+from sdpo.backbones import PipelineBackbone, wrap_pipeline
+
+Pipelines = Callable[[str], Path]
+SD_LCM = "StableDiffusionPipeline on LCM"
+GUIDANCE = {"SanaSprintPipeline": 4.5, "StableDiffusionXLPipeline": 2.0, "LatentConsistencyModelPipeline": 8.5}
+UNSEEN = ["a fox on the moon", "two cats"]
+
+
+def succeeded(result: Any) -> Any:
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def overrides(pipelines: Pipelines, name: str) -> list[str]:
+    eta, guidance = 0.7 if name in FLOW_PIPELINES else 1.0, GUIDANCE.get(name, 1.0)
+    return [
+        f"model={{path: {pipelines(name.split()[0])}, height: {SIDE}, width: {SIDE}}}",
+        *(["model.scheduler={name: LCMScheduler}"] if name == SD_LCM else []),
+        "epochs=2",
+        f"prompts={{train: [cat, dog, a fox], unseen: {UNSEEN}}}",
+        "rewards={colorfulness: 1.0}",
+        f"sample={{num_steps: 3, prompts_per_epoch: 4, eta: {eta}, guidance_scale: {guidance}}}",
+        "train={batch_size: 2, learning_rate: 1.0e-2}",
+        "evaluate={every: 0, steps: [1, 4], images_per_prompt: 1, judge: null}",
+        "lora={rank: 2, alpha: 4}",
+        "algorithm={name: sdpo}",
+    ]
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def loaded(path: Path, name: str) -> PipelineBackbone:
+    """The pipeline as diffusers loads it."""
+    pipeline = DiffusionPipeline.from_pretrained(path, dtype=torch.float32)
+    if name == SD_LCM:
+        pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
+    return wrap_pipeline(pipeline, size=(SIDE, SIDE))
+
+
+def image_of(backbone: PipelineBackbone, name: str) -> np.ndarray:
+    (image,) = backbone.generate(["cat"], 2, [3], GUIDANCE.get(name, 1.0))
+    return np.asarray(image, int)
+
+
+def on_disk(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path), int)
+
+
+def same_scores(sdpo: Run, run: Path, own: dict[str, Any], *extra: str) -> None:
+    """What `sdpo evaluate` finds is what the trainer found."""
+    succeeded(sdpo("evaluate", str(run), "--steps", "1,4", "--images-per-prompt", "1", *extra))
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["prompts"] == own["prompts"]
+    for steps in ("1", "4"):
+        assert found["after"]["colorfulness"][steps] == pytest.approx(own["scores"]["colorfulness"][steps], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [*PIPELINES, SD_LCM])
+def test_a_lora_run_end_to_end(sdpo: Run, tmp_path: Path, pipeline_path: Pipelines, name: str) -> None:
+    command = ["train", "emoji", *overrides(pipeline_path, name)]
+    succeeded(sdpo(*command, "--output-dir", "run"))
+    found = rows(tmp_path / "run")
+    assert [row["epoch"] for row in found] == [1, 2]
+    assert all(row["train/on_policy_log_ratio"] <= 1e-5 and row["train/grad_norm"] > 0 for row in found)
+
+    # Stopped after an epoch and resumed, and without text encoders in between, it arrives at the same weights.
+    command.append("model.text_encoders=free")
+    succeeded(sdpo(*command, "epochs=1", "--output-dir", "again"))
+    succeeded(sdpo(*command, "--output-dir", "again"))
+    weights = [load_file(tmp_path / run / "lora" / "pytorch_lora_weights.safetensors") for run in ("run", "again")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert any(weights[0][key].any() for key in weights[0] if "lora_B" in key)
+
+    # The LoRA loads by the pipeline's own loader and gives the image of `sdpo sample`.
+    succeeded(sdpo("sample", "run", "cat", "--steps", "2", "--seed", "3", "--compare", "-o", "both.png"))
+    backbone = loaded(pipeline_path(name.split()[0]), name)
+    base = image_of(backbone, name)
+    backbone.pipeline.load_lora_weights(str(tmp_path / "run" / "lora"))
+    expected = np.concatenate([base, image_of(backbone, name)], 1)
+    assert np.abs(on_disk(tmp_path / "both.png") - expected).max() <= 2
+    assert (expected[:, :SIDE] != expected[:, SIDE:]).any()
+
+    # The trainer's own weights, and those that were saved and loaded again, score alike on prompts never trained on.
+    (tmp_path / "unseen.txt").write_text("\n".join(UNSEEN))
+    last = json.loads((tmp_path / "again" / "evaluation" / "epoch_0002.json").read_text())
+    same_scores(sdpo, tmp_path / "again", last["unseen"], "--prompts", "unseen.txt")
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "LatentConsistencyModelPipeline",
+                                  "StableDiffusion3Pipeline"])  # fmt: skip
+def test_full_fine_tuning(sdpo: Run, tmp_path: Path, pipeline_path: Pipelines, name: str) -> None:
+    extra = ["lora=null", "train.kl_weight=0.1", "train.gradient_checkpointing=true", "model.text_encoders=cpu"]
+    command = ["train", "emoji", *overrides(pipeline_path, name), *extra, "train.learning_rate=1.0e-3"]
+    if name in FLOW_PIPELINES:
+        command.append("sample.noise_form=flow_grpo")
+    succeeded(sdpo(*command, "epochs=1", "--output-dir", "run"))
+    (row,) = rows(tmp_path / "run")
+    assert row["train/on_policy_log_ratio"] <= 1e-5 and row["train/kl_to_base"] > 0
+    succeeded(sdpo("sample", "run", "cat", "--steps", "2", "--seed", "3", "--compare", "-o", "both.png"))
+    images = [image_of(loaded(path, name), name) for path in (pipeline_path(name), tmp_path / "run" / "model")]
+    assert np.abs(on_disk(tmp_path / "both.png") - np.concatenate(images, 1)).max() <= 2
+    assert (images[0] != images[1]).any()
+    same_scores(sdpo, tmp_path / "run", json.loads((tmp_path / "run" / "evaluation" / "epoch_0001.json").read_text()))
+
+
+# -- a last step without density -------------------------------------------------------------------------------------
+
+# 8 trajectories of 3 steps: all are sampled; the first two are visited with a gradient, and by these algorithms once
+# more without, by the base model or before the first gradient.
+EVALUATIONS = {"sdpo": 24 + 16, "d3po": 24 + 2 * 16, "rebel": 24 + 2 * 16}
+
+
+@pytest.mark.parametrize("algorithm", EVALUATIONS)
+@pytest.mark.parametrize("name", ["LatentConsistencyModelPipeline", "FluxPipeline"])
+def test_the_update_never_visits_it(
+    sdpo: Run, tmp_path: Path, pipeline_path: Pipelines, name: str, algorithm: str
+) -> None:
+    few = ["epochs=1", f"algorithm={algorithm}", "evaluate.steps=[2]", "prompts.unseen=null"]
+    succeeded(sdpo("train", "emoji", *overrides(pipeline_path, name), *few, "--output-dir", "run"))
+    (row,) = rows(tmp_path / "run")
+    assert row["denoiser_evaluations"] == EVALUATIONS[algorithm]
+    assert row["train/on_policy_log_ratio"] <= 1e-5 and row["train/grad_norm"] > 0
+
+
+@pytest.mark.parametrize("name", ["LatentConsistencyModelPipeline", "FluxPipeline", SD_LCM])
+def test_a_single_step_has_nothing_to_learn_from(sdpo: Run, pipeline_path: Pipelines, name: str) -> None:
+    result = sdpo("train", *overrides(pipeline_path, name), "sample.num_steps=1", "--output-dir", "run")
+    assert result.returncode == 2 and "sample.num_steps=2 or more" in result.stderr
+
+
+# -- settings that a family lacks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["SanaSprintPipeline", "StableDiffusionPipeline"])
+def test_a_noise_form_that_the_family_lacks_is_refused(sdpo: Run, pipeline_path: Pipelines, name: str) -> None:
+    result = sdpo("train", *overrides(pipeline_path, name), "sample.noise_form=flow_grpo", "--output-dir", "run")
+    assert result.returncode == 2 and "sample.noise_form=flow_grpo is for flow models" in result.stderr

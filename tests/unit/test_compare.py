@@ -44,6 +44,7 @@ def test_hand_computed_table(tmp_path: Path) -> None:
     ]
     result = compare_directories(words, tmp_path / "out")
     assert result.comparison.images == 2 and result.comparison.steps == [1, 4] and not result.comparison.notes
+    assert result.tables[0].about.endswith("mean ± std over 2 seeds")
     final = cells(result, "Final aesthetic")
     # mean 0.8, sample std √2·0.1 = 0.1414; the mean over step counts is (0.8 + 0.5) / 2, its std half of that
     assert final["sdpo"] == ["0.80 ± 0.14", "0.50 ± 0.00", "0.65 ± 0.07"]
@@ -145,6 +146,7 @@ def test_a_missing_spread_and_a_base_that_is_not_shared_are_shown_as_they_are(tm
     result = compare_directories(words, tmp_path / "out")
     final = cells(result, "Final aesthetic")
     assert final["sdpo"][0] == "0.7000"  # one seed: no spread
+    assert result.tables[0].about == "all images of the last evaluation, 1 seed"
     assert final[BASE] == ["0.3500 ± 0.0707", "0.5000", "0.4250 ± 0.0354"]
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sdpo.compare.measures import Comparison, curve, seeds_of
+from sdpo.compare.measures import Comparison, curve, over_seeds
 from sdpo.report.data import COSTS
 from sdpo.report.figures import line_style, plain_axes
 from sdpo.report.looks import step_label
@@ -44,7 +44,7 @@ def draw_comparison(comparison: Comparison, cost: str, path: Path) -> None:
         fontsize=9,
         frameon=False,
         handlelength=3.4,
-        title=f"mean over {seeds_of(comparison)}, bands: ± one standard deviation",
+        title=over_seeds(comparison, "lines: mean, bands: ± one standard deviation,"),
         title_fontsize=9,
     )
     # Without the writer's version the same runs give the same bytes.

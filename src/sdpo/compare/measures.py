@@ -129,12 +129,12 @@ def _notes(groups: Sequence[Group], everything: Sequence[Split], images: int) ->
     return notes
 
 
-def seeds_of(comparison: Comparison) -> str:
-    """How many runs a mean is over, in words."""
+def over_seeds(comparison: Comparison, what: str) -> str:
+    """`what` over how many runs, in words; of one run there is nothing but its value."""
     counts = sorted({len(group.runs) for group in comparison.groups})
     if counts == [1]:
         return "1 seed"
-    return f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    return f"{what} over {' to '.join(map(str, counts[:: max(1, len(counts) - 1)]))} seeds"
 
 
 def _samples(group: Group) -> float:

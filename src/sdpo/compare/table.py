@@ -12,7 +12,7 @@ from rich.markup import escape as rich_escape
 from rich.table import Table
 
 from sdpo.compare.groups import Group
-from sdpo.compare.measures import Comparison, area, base, final, gain, reach, seeds_of, spread
+from sdpo.compare.measures import Comparison, area, base, final, gain, over_seeds, reach, spread
 from sdpo.errors import UserError
 from sdpo.report.data import FloatArray
 from sdpo.report.looks import decimals_for, number, step_label
@@ -49,7 +49,7 @@ def tables(comparison: Comparison, reference: Group | None) -> list[Grid]:
         reference: whose final reward the others are to reach; None leaves that table out.
     """
     grids = []
-    over = f"mean ± std over {seeds_of(comparison)}"
+    over = over_seeds(comparison, "mean ± std")
     for name in comparison.rewards:
         grids.append(_final(comparison, name, f"Final {name}", f"all images of the last evaluation, {over}"))
         gains = [gain(comparison, group, name) for group in comparison.groups]

@@ -23,24 +23,25 @@ class MetricsFile:
 
     def start(self, last_epoch: int) -> None:
         """Keep the rows up to `last_epoch` (0: none); a resumed run writes the later ones again."""
-        rows = {row["epoch"]: json.dumps(row) for row in self.read(last_epoch)}
-        missing = [str(epoch) for epoch in range(1, last_epoch + 1) if epoch not in rows]
+        rows = self.read(last_epoch)
+        missing = [str(epoch) for epoch in range(1, last_epoch + 1) if epoch not in {row["epoch"] for row in rows}]
         if missing:  # no kill does this: someone changed the file
             print(f"sdpo: warning: {self.path} lacks the epochs {', '.join(missing)}", file=sys.stderr)
-        write_whole(self.path, "".join(line + "\n" for line in rows.values()))
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def read(self, last_epoch: int) -> list[dict[str, Any]]:
-        """The rows up to `last_epoch`."""
-        rows = []
+        """The rows up to `last_epoch`, of each epoch the last that was written."""
+        rows: dict[int, dict[str, Any]] = {}
         if self.path.exists() and last_epoch:
             for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     row = json.loads(line)
-                except ValueError:
+                    row["epoch"] = int(row["epoch"])
+                except (ValueError, TypeError, KeyError):
                     continue  # a line that a killed process left half written belongs to an epoch after the checkpoint
-                if isinstance(row, dict) and isinstance(row.get("epoch"), int) and row["epoch"] <= last_epoch:
-                    rows.append(row)
-        return rows
+                if row["epoch"] <= last_epoch:
+                    rows[row["epoch"]] = row
+        return list(rows.values())
 
     def append(self, row: dict[str, Any]) -> None:
         """Add an epoch."""

@@ -104,6 +104,15 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("target", metavar="DIR", type=Path)
     report.set_defaults(run=_report)
 
+    export = commands.add_parser("export", help="weights that load elsewhere, with a model card")
+    export.add_argument("target", metavar="DIR", type=Path)
+    export.add_argument("--to", required=True, choices=["diffusers", "comfyui", "merged"])
+    export.add_argument("--weights", choices=["ema", "raw"], help="default: the average where the run has one")
+    export.add_argument("--epoch", type=int, help="of a checkpoint; default: the run's result")
+    export.add_argument("-o", "--output", type=Path, metavar="PATH", help="a new folder; default: DIR/export/<to>")
+    export.add_argument("--push-to-hub", metavar="USER/NAME", help="also upload it to the Hugging Face hub")
+    export.set_defaults(run=_export)
+
     bench = commands.add_parser("bench", help="time an epoch beside the bare network; some 15 epochs long")
     bench.add_argument("words", nargs="*", metavar="PRESET|FILE.yaml|section.key=value", help="default: emoji")
     bench.add_argument("--repetitions", type=int, default=5, help="default 5; fewer are noisy")
@@ -247,6 +256,17 @@ def _report(arguments: argparse.Namespace) -> None:
     from sdpo.report import write_report
 
     console.print(f"written to {write_report(arguments.target)}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    _quiet_libraries()
+    from sdpo.export import export
+
+    folder = export(
+        arguments.target, arguments.to, arguments.weights, arguments.epoch, arguments.output, arguments.push_to_hub
+    )
+    sent = f" and sent to https://huggingface.co/{arguments.push_to_hub}" if arguments.push_to_hub else ""
+    console.print(f"written to {folder}{sent}; README.md says how to load it")
 
 
 def _bench(arguments: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sdpo.backbones import lora
@@ -135,6 +136,34 @@ class TrainableBackbone(Backbone):
             self.pipeline.save_pretrained(folder, safe_serialization=True)
         _open_to_others(folder)
         return folder
+
+    def save_comfyui(self, lora_file: Path, target: Path) -> None:
+        """Write the LoRA that is attached once more, under the names that ComfyUI reads.
+
+        Args:
+            lora_file: its weights as diffusers wrote them.
+            target: a .safetensors file.
+
+        Raises:
+            UserError: if ComfyUI knows no LoRA of this model.
+        """
+        from sdpo.backbones.comfyui import comfyui_weights
+
+        found = comfyui_weights(self.pipeline, self.component, load_file(lora_file))
+        save_file({n: w.contiguous() for n, w in found.items()}, target, metadata={"format": "pt"})
+        _open_to_others(target.parent)
+
+    def save_merged(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write the whole pipeline with the LoRA that is attached, if any, in its weights; they change.
+
+        Args:
+            folder: new.
+            dtype: of all weights that are written.
+        """
+        if self._has_lora:
+            lora.merge(self.pipeline)
+        self.pipeline.to(dtype=dtype).save_pretrained(folder, safe_serialization=True)
+        _open_to_others(folder)
 
 
 def _open_to_others(folder: Path) -> None:

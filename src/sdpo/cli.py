@@ -320,8 +320,9 @@ def _rewards(arguments: argparse.Namespace) -> None:
 
 
 def _presets(arguments: argparse.Namespace) -> None:
+    width = max(map(len, preset_names()))
     for name in preset_names():
-        console.print(f"{name:16} {preset_summary(name)}")
+        console.print(f"{name:{width}} {preset_summary(name)}")
 
 
 def _quiet_libraries() -> None:

@@ -130,11 +130,14 @@ def _train(arguments: argparse.Namespace) -> None:
     default = f"runs/{Path(source).stem if source else 'emoji'}"
     config = config.model_copy(update={"output_dir": arguments.output_dir or config.output_dir or default})
     if arguments.dry_run:
-        from sdpo.build import check_references, cost
+        from sdpo.build import batch_arithmetic, check_references, cost
+        from sdpo.memory import describe
 
         check_references(config)
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        lines = (batch_arithmetic(config, processes), cost(config), describe(config, processes))
         console.print(config.to_yaml(), end="")
-        console.print(cost(config))
+        console.print(*lines, sep="\n")
         return
     _quiet_libraries()
     from sdpo.trainer import Trainer

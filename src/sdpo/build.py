@@ -143,6 +143,8 @@ def prepare_training(backbone: PipelineBackbone, config: Config) -> None:
     if config.lora is None:
         backbone.train_all()
         return
+    if config.model.quantize is not None:
+        backbone.quantize(config.model.quantize)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone.train_lora(config.lora.rank, config.lora.alpha, config.lora.targets, config.lora.path)
@@ -438,5 +440,6 @@ def memory_knobs(config: Config, now: MicroBatches | None = None) -> str:
         f"None of these changes the result: train.micro_batch (now {update}), sample.micro_batch (now "
         f"{sample}), train.gradient_checkpointing=true, scoring.decode_batch (now {scoring.decode_batch}), "
         f"scoring.batch_size (now {scoring.batch_size}), scoring.offload=true, model.text_encoders=cpu. These do: "
-        "model.dtype=bfloat16, train.optimizer=adamw8bit, a smaller lora.rank, model.height and model.width."
+        "model.dtype=bfloat16, model.quantize=int8 or nf4, train.optimizer=adamw8bit, a smaller lora.rank, "
+        "model.height and model.width."
     )

@@ -144,7 +144,8 @@ def _write_weights(
             backbone = load_tuned(config, run_dir, CPU)
         else:
             backbone = build.build_backbone(config, CPU)
-            build.prepare_training(backbone, config)
+            whole = config.model.model_copy(update={"quantize": None})
+            build.prepare_training(backbone, config.model_copy(update={"model": whole}))
             values = source.checkpoint.ema if source.averaged else source.checkpoint.weights
             for key, parameter in backbone.trainable_parameters().items():
                 parameter.copy_(values[key])

@@ -117,8 +117,10 @@ def estimate(config: Config, processes: int = 1) -> Estimate | None:
     half = 4 if model.dtype == "float32" else 2
     trained = size.network if lora is None else size.lora * lora.rank
     network = size.network * (_FLOAT if lora is None else half)
+    saved = half - {"int8": 1, "nf4": 0.5625}[model.quantize] if model.quantize else 0
+    quantised = network - round(size.linear * saved)
     parts = {
-        "network": network,
+        "network": quantised,
         **({"LoRA": trained * _FLOAT} if lora is not None else {}),
         "text encoders": size.text * half,
         "decoder": size.decoder * half,
@@ -146,7 +148,7 @@ def estimate(config: Config, processes: int = 1) -> Estimate | None:
     return Estimate(
         memory=base,
         parts=parts,
-        start=base.weights + resident,
+        start=base.weights + network - quantised + resident,
         scoring=stays + rewards + max(decoding, sampling),
         update=stays + resident + activations * micro,
         activations=activations,

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sdpo.backbones import lora
 from sdpo.backbones.base import Backbone
+from sdpo.backbones.quantize import quantize
 from sdpo.errors import UserError
 
 
@@ -42,6 +43,14 @@ class TrainableBackbone(Backbone):
         """The text encoders that there are."""
         found = (getattr(self.pipeline, name, None) for name in self.text_encoders)
         return [module for module in found if module is not None]
+
+    def quantize(self, how: Literal["int8", "nf4"]) -> None:
+        """Keep the network's frozen weights in few bits; before its LoRA is made.
+
+        Raises:
+            UserError: if the library for it is not installed.
+        """
+        quantize(self.network_module, how)
 
     def train_lora(self, rank: int, alpha: float, targets: Sequence[str] | None, path: str | None = None) -> None:
         """Add a LoRA to the network and train it alone.

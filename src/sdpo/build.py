@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -147,6 +147,8 @@ def prepare_training(backbone: PipelineBackbone, config: Config) -> None:
     if config.lora is None:
         backbone.train_all()
         return
+    if config.model.quantize is not None:
+        backbone.quantize(config.model.quantize)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone.train_lora(config.lora.rank, config.lora.alpha, config.lora.targets, config.lora.path)
@@ -347,8 +349,13 @@ def micro_batches(
 
 def decode_batch(config: Config, backbone: Backbone) -> int:
     """Images in a decoder call; `auto` is 8 of 512², whose decoding already fills a GPU, and 32 of small ones."""
+    return decode_batch_of(config, backbone.latent_shape)
+
+
+def decode_batch_of(config: Config, latent_shape: Sequence[int]) -> int:
+    """See `decode_batch`; of latents [C, H, W]."""
     setting = config.scoring.decode_batch
-    return max(1, min(32, 2**15 // math.prod(backbone.latent_shape[1:]))) if setting == "auto" else setting
+    return max(1, min(32, 2**15 // math.prod(latent_shape[1:]))) if setting == "auto" else setting
 
 
 def check_processes(config: Config, processes: int) -> None:
@@ -425,12 +432,36 @@ def write_environment(path: Path, device: torch.device, processes: int) -> None:
     write_whole(path, json.dumps(record, indent=2) + "\n")
 
 
-def memory_knobs(config: Config, now: MicroBatches) -> str:
-    """What to turn when memory runs out, from the cheapest on."""
-    scoring = config.scoring
+def batch_arithmetic(config: Config, processes: int) -> str:
+    """How the batches of an epoch come about, in a line that YAML takes for a comment.
+
+    Raises:
+        UserError: if they do not divide over the processes, with numbers that do.
+    """
+    check_processes(config, processes)
+    sample, train = config.sample, config.train
+    share = train.batch_size // processes
+    steps = update_settings(config).optimizer_steps(sample.prompts_per_epoch, sample.num_steps)
+    if train.micro_batch == "auto":
+        calls = "in micro-batches that are found when training starts"
+    else:
+        micro = min(train.micro_batch, share)
+        calls = f"in micro-batches of {micro} (gradients gathered over {-(-share // micro)} calls)"
     return (
-        f"None of these changes the result: train.micro_batch (now {now.update}), sample.micro_batch (now "
-        f"{now.sample}), train.gradient_checkpointing=true, scoring.decode_batch (now {scoring.decode_batch}), "
+        f"# batches: {sample.prompts_per_epoch} groups an epoch = {sample.prompts_per_epoch // train.batch_size} × "
+        f"{train.batch_size}; {train.batch_size} a step over {processes} process{'es' * (processes > 1)} = {share} "
+        f"each, {calls}; {steps} optimizer steps an epoch, fewer where the last step has no density"
+    )
+
+
+def memory_knobs(config: Config, now: MicroBatches | None = None) -> str:
+    """What to turn when memory runs out, from the cheapest on; `now` are the micro-batches that `auto` found."""
+    scoring = config.scoring
+    update, sample = (now.update, now.sample) if now else (config.train.micro_batch, config.sample.micro_batch)
+    return (
+        f"None of these changes the result: train.micro_batch (now {update}), sample.micro_batch (now "
+        f"{sample}), train.gradient_checkpointing=true, scoring.decode_batch (now {scoring.decode_batch}), "
         f"scoring.batch_size (now {scoring.batch_size}), scoring.offload=true, model.text_encoders=cpu. These do: "
-        "model.dtype=bfloat16, train.optimizer=adamw8bit, a smaller lora.rank, model.height and model.width."
+        "model.dtype=bfloat16, model.quantize=int8 or nf4, train.optimizer=adamw8bit, a smaller lora.rank, "
+        "model.height and model.width."
     )

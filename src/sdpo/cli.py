@@ -135,6 +135,15 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--dry-run", action="store_true", help="print the runs and their cost, and stop")
     compare.set_defaults(run=_compare)
 
+    export = commands.add_parser("export", help="weights that load elsewhere, with a model card")
+    export.add_argument("target", metavar="DIR", type=Path)
+    export.add_argument("--to", required=True, choices=["diffusers", "comfyui", "merged"])
+    export.add_argument("--weights", choices=["ema", "raw"], help="default: the average where the run has one")
+    export.add_argument("--epoch", type=int, help="of a checkpoint; default: the run's result")
+    export.add_argument("-o", "--output", type=Path, metavar="PATH", help="a new folder; default: DIR/export/<to>")
+    export.add_argument("--push-to-hub", metavar="USER/NAME", help="also upload it to the Hugging Face hub")
+    export.set_defaults(run=_export)
+
     bench = commands.add_parser("bench", help="time an epoch beside the bare network; some 15 epochs long")
     bench.add_argument("words", nargs="*", metavar="PRESET|FILE.yaml|section.key=value", help="default: emoji")
     bench.add_argument("--repetitions", type=int, default=5, help="default 5; fewer are noisy")
@@ -154,11 +163,14 @@ def _parser() -> argparse.ArgumentParser:
 def _train(arguments: argparse.Namespace) -> None:
     config = _run_config(arguments.words, arguments.output_dir)
     if arguments.dry_run:
-        from sdpo.build import check_references, cost
+        from sdpo.build import batch_arithmetic, check_references, cost
+        from sdpo.memory import describe
 
         check_references(config)
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        lines = (batch_arithmetic(config, processes), cost(config), describe(config, processes))
         console.print(config.to_yaml(), end="")
-        console.print(cost(config))
+        console.print(*lines, sep="\n")
         return
     _quiet_libraries()
     from sdpo.trainer import Trainer
@@ -292,6 +304,17 @@ def _compare(arguments: argparse.Namespace) -> None:
     run(arguments, console)
 
 
+def _export(arguments: argparse.Namespace) -> None:
+    _quiet_libraries()
+    from sdpo.export import export
+
+    folder = export(
+        arguments.target, arguments.to, arguments.weights, arguments.epoch, arguments.output, arguments.push_to_hub
+    )
+    sent = f" and sent to https://huggingface.co/{arguments.push_to_hub}" if arguments.push_to_hub else ""
+    console.print(f"written to {folder}{sent}; README.md says how to load it")
+
+
 def _bench(arguments: argparse.Namespace) -> None:
     _quiet_libraries()
     from sdpo.bench import bench
@@ -356,8 +379,9 @@ def _rewards(arguments: argparse.Namespace) -> None:
 
 
 def _presets(arguments: argparse.Namespace) -> None:
+    width = max(map(len, preset_names()))
     for name in preset_names():
-        console.print(f"{name:16} {preset_summary(name)}")
+        console.print(f"{name:{width}} {preset_summary(name)}")
 
 
 def _quiet_libraries() -> None:

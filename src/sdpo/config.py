@@ -43,7 +43,9 @@ class ModelConfig(_Section):
 
     `scheduler`: `name` of a diffusers scheduler, and settings, that replace the model's own. `fuse_lora`: one that
     makes it a few-step model, say; the trained LoRA comes on top. `text_encoders`: where they go once all prompts are
-    encoded. `compile`: torch.compile of the network's blocks; `tf32`: float32 products in TF32, on GPUs that have it.
+    encoded. `quantize`: the frozen network's linear layers in 8 or 4 bits while a LoRA is trained on them; that then
+    goes with the model as published. `compile`: torch.compile of the network's blocks; `tf32`: float32 products in
+    TF32, on GPUs that have it.
     """
 
     path: str = "emoji"
@@ -55,6 +57,7 @@ class ModelConfig(_Section):
     scheduler: dict[str, Any] | None = None
     fuse_lora: FuseLoraConfig | None = None
     text_encoders: Literal["keep", "cpu", "free"] = "keep"
+    quantize: Literal["int8", "nf4"] | None = None
     compile: bool = False
     tf32: bool = False
 
@@ -301,6 +304,11 @@ class Config(_Section):
             raise ValueError(
                 "model.text_encoders=free with lora=null: a run that trains all weights writes the whole pipeline, "
                 "text encoders included; use model.text_encoders=cpu"
+            )
+        if self.model.quantize is not None and self.lora is None:
+            raise ValueError(
+                f"model.quantize={self.model.quantize} with lora=null: only frozen weights can be quantised, and all "
+                "are trained here; use a LoRA or model.quantize=null"
             )
         unused = sorted(set(self.reward_options) - {*self.rewards, *self.evaluate.observers})
         if unused:

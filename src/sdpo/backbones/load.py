@@ -122,7 +122,7 @@ def wrap_pipeline(
         UserError: if its class is not supported, or one of these changes cannot be made.
     """
     name = type(pipeline).__name__
-    family = _family(name, getattr(pipeline, "name_or_path", None) or name)
+    family = family_of(name, getattr(pipeline, "name_or_path", None) or name)
     if scheduler is not None:
         replace_scheduler(pipeline, scheduler)
     if fuse_lora is not None:
@@ -139,8 +139,13 @@ def _supported() -> str:
     return f"Supported are pipelines with safetensors weights of the classes {', '.join(FAMILIES)}."
 
 
-def _family(class_name: str, path: str) -> type[PipelineBackbone]:
-    _check_class(class_name, path)
+def family_of(class_name: str, path: str = "") -> type[PipelineBackbone]:
+    """The backbone of a pipeline class.
+
+    Raises:
+        UserError: if there is none; it names `path`.
+    """
+    _check_class(class_name, path or class_name)
     module, _, attribute = FAMILIES[class_name].partition(":")
     family: type[PipelineBackbone] = getattr(importlib.import_module(module), attribute)
     return family

@@ -70,6 +70,11 @@ def fuse(pipeline: Any, component: str, path: str, scale: float, weight_name: st
     load(pipeline, path, "fused", weight_name, setting)
     if "fused" not in getattr(getattr(pipeline, component), "peft_config", {}):
         raise UserError(f"{setting}{path} has no weights for the denoising network")
+    merge(pipeline, scale)
+
+
+def merge(pipeline: Any, scale: float = 1.0) -> None:
+    """Add the LoRA that is on a pipeline to its base weights for good."""
     pipeline.fuse_lora(components=list(pipeline._lora_loadable_modules), lora_scale=scale)
     pipeline.unload_lora_weights()
 

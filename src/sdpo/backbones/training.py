@@ -6,13 +6,15 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sdpo.backbones import lora
 from sdpo.backbones.base import Backbone
+from sdpo.backbones.quantize import quantize
 from sdpo.errors import UserError
 
 
@@ -41,6 +43,14 @@ class TrainableBackbone(Backbone):
         """The text encoders that there are."""
         found = (getattr(self.pipeline, name, None) for name in self.text_encoders)
         return [module for module in found if module is not None]
+
+    def quantize(self, how: Literal["int8", "nf4"]) -> None:
+        """Keep the network's frozen weights in few bits; before its LoRA is made.
+
+        Raises:
+            UserError: if the library for it is not installed.
+        """
+        quantize(self.network_module, how)
 
     def train_lora(self, rank: int, alpha: float, targets: Sequence[str] | None, path: str | None = None) -> None:
         """Add a LoRA to the network and train it alone.
@@ -135,6 +145,34 @@ class TrainableBackbone(Backbone):
             self.pipeline.save_pretrained(folder, safe_serialization=True)
         _open_to_others(folder)
         return folder
+
+    def save_comfyui(self, lora_file: Path, target: Path) -> None:
+        """Write the LoRA that is attached once more, under the names that ComfyUI reads.
+
+        Args:
+            lora_file: its weights as diffusers wrote them.
+            target: a .safetensors file.
+
+        Raises:
+            UserError: if ComfyUI knows no LoRA of this model.
+        """
+        from sdpo.backbones.comfyui import comfyui_weights
+
+        found = comfyui_weights(self.pipeline, self.component, load_file(lora_file))
+        save_file({n: w.contiguous() for n, w in found.items()}, target, metadata={"format": "pt"})
+        _open_to_others(target.parent)
+
+    def save_merged(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write the whole pipeline with the LoRA that is attached, if any, in its weights; they change.
+
+        Args:
+            folder: new.
+            dtype: of all weights that are written.
+        """
+        if self._has_lora:
+            lora.merge(self.pipeline)
+        self.pipeline.to(dtype=dtype).save_pretrained(folder, safe_serialization=True)
+        _open_to_others(folder)
 
 
 def _open_to_others(folder: Path) -> None:

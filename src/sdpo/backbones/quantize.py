@@ -1,0 +1,58 @@
+"""Frozen weights in 8 or 4 bits, in the linear layers of a network's blocks."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import nn
+
+from sdpo.errors import UserError
+
+How = Literal["int8", "nf4"]
+
+
+def quantize(network: nn.Module, how: How) -> None:
+    """Replace the frozen weights of a network; a LoRA comes on top of it afterwards.
+
+    Layers outside the repeated blocks, such as the embedding of the timestep, stay as they are: they are small, and
+    some networks ask them for their precision.
+
+    Args:
+        network: on its device.
+        how: `int8`: one byte a weight and a scale a row, by torchao; `nf4`: half a byte and a scale for 64 weights
+            (Dettmers et al. 2023, arXiv 2305.14314), by bitsandbytes.
+
+    Raises:
+        UserError: if the library is not installed.
+    """
+    if how == "int8":
+        try:
+            from torchao.quantization import Int8WeightOnlyConfig, quantize_
+        except ImportError as error:
+            raise UserError("model.quantize=int8 needs torchao: pip install 'sdpo[torchao]'") from error
+        quantize_(network, Int8WeightOnlyConfig(), filter_fn=_in_block)
+        return
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise UserError("model.quantize=nf4 needs bitsandbytes: pip install 'sdpo[bitsandbytes]'") from error
+    for name, module in list(network.named_modules()):
+        if _in_block(module, name):
+            parent, _, own = name.rpartition(".")
+            setattr(network.get_submodule(parent), own, _nf4(module, bitsandbytes))
+
+
+def _in_block(module: nn.Module, name: str) -> bool:
+    return isinstance(module, nn.Linear) and any(part.isdigit() for part in name.split("."))
+
+
+def _nf4(layer: Any, bitsandbytes: Any) -> nn.Module:
+    """The layer in 4 bits; it computes in its former precision."""
+    weight, bias = layer.weight, layer.bias
+    made = bitsandbytes.nn.Linear4bit(
+        layer.in_features, layer.out_features, bias is not None, compute_dtype=weight.dtype, quant_type="nf4"
+    )
+    made.weight = bitsandbytes.nn.Params4bit(weight.data.cpu(), requires_grad=False, quant_type="nf4")
+    made.bias = bias
+    moved: nn.Module = made.to(weight.device)  # the move is what quantises
+    return moved

@@ -1,0 +1,241 @@
+"""`sdpo export`: a run's result in the form that other programs load, with a model card."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from sdpo import build
+from sdpo.backbones import PipelineBackbone
+from sdpo.card import Exported, render_card
+from sdpo.checkpoint import Checkpoint, CheckpointStore
+from sdpo.config import Config
+from sdpo.errors import UserError
+from sdpo.finished import load_tuned
+from sdpo.report.data import Run, read_run
+from sdpo.report.figures import draw_curves
+from sdpo.report.tiles import draw_samples
+
+Format = Literal["diffusers", "comfyui", "merged"]
+Weights = Literal["ema", "raw"]
+MARK = "sdpo_export.json"
+LORA_FILE = "pytorch_lora_weights.safetensors"
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which weights of a run are meant.
+
+    Attributes:
+        epoch: after which they are.
+        checkpoint: that holds them; None is the run's own result.
+        averaged: whether they are the moving average.
+        words: what the card calls them.
+    """
+
+    epoch: int
+    checkpoint: Checkpoint | None
+    averaged: bool
+    words: str
+
+
+def export(
+    run_dir: Path,
+    to: Format,
+    weights: Weights | None = None,
+    epoch: int | None = None,
+    output: Path | None = None,
+    repo: str | None = None,
+) -> Path:
+    """Write a run's weights for use elsewhere.
+
+    Args:
+        run_dir: of the run.
+        to: `diffusers`: a LoRA folder, or the pipeline where all weights were trained; `comfyui`: a LoRA in one file
+            under ComfyUI's names; `merged`: the whole pipeline, the LoRA in its weights.
+        weights: the moving average or the last ones; None is the average where the run has one.
+        epoch: of a checkpoint; None is the run's result, or the newest checkpoint before there is one.
+        output: a new folder, or one of an earlier export; None is `export/<to>` in the run's.
+        repo: on the hub, to upload the folder to.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: if there are no such weights, the folder is somebody else's, or the upload fails.
+    """
+    run = read_run(run_dir)
+    config = Config.load(run_dir / "config.yaml")
+    if to == "comfyui" and config.lora is None:
+        raise UserError("--to comfyui writes a LoRA, and this run trained all weights: use --to merged")
+    if repo is not None:
+        check_upload(repo)
+    source = _choose(run, config, weights, epoch)
+    folder = output or run_dir / "export" / to
+    with _new_folder(folder) as place:
+        backbone, weight_name = _write_weights(run_dir, config, source, to, place, folder.name)
+        height, width = backbone.image_size
+        steps = max((s for s in config.evaluate.steps if s <= 4), default=min(config.evaluate.steps))
+        arguments = backbone.call_arguments(steps, config.sample.guidance_scale)
+        exported = Exported(
+            name=(repo or run.name).rsplit("/", 1)[-1],
+            address=repo or str(folder),
+            weight_name=weight_name,
+            weights=source.words,
+            as_evaluated=source.averaged == (config.train.ema_decay is not None),
+            epoch=source.epoch,
+            steps=steps,
+            arguments={"height": height, "width": width, **arguments},
+        )
+        _write_card(run, config, exported, place)
+    if repo is not None:
+        _upload(folder, repo)
+    return folder
+
+
+def _choose(run: Run, config: Config, weights: Weights | None, epoch: int | None) -> Source:
+    """The weights that are asked for.
+
+    Raises:
+        UserError: if the run has none such.
+    """
+    averages = config.train.ema_decay is not None
+    if weights == "ema" and not averages:
+        raise UserError("--weights ema: this run keeps no average (train.ema_decay is null); use --weights raw")
+    averaged = averages and weights != "raw"
+    finished = (run.path / ("lora" if config.lora else "model")).is_dir()
+    if finished and epoch is None and averaged == averages:
+        words = "the moving average at the end" if averaged else "those of the last epoch"
+        return Source(run.last_epoch, None, averaged, words)
+    store = CheckpointStore(run.path / "checkpoints")
+    kept = store.epochs()
+    if not kept or (epoch is not None and epoch not in kept):
+        there = f"there are those of {', '.join(map(str, kept))}" if kept else "it has none"
+        wanted = "needs a checkpoint" if epoch is None else f"--epoch {epoch} needs its checkpoint"
+        raise UserError(
+            f"{run.path}: {wanted}, but {there}; checkpoint.keep_last and checkpoint.every say which are kept"
+        )
+    checkpoint = store.load(kept[-1] if epoch is None else epoch)
+    words = f"the moving average after epoch {checkpoint.epoch}" if averaged else f"raw, after epoch {checkpoint.epoch}"
+    if not averages:
+        words = f"those after epoch {checkpoint.epoch}"
+    return Source(checkpoint.epoch, checkpoint, averaged, words)
+
+
+@torch.no_grad()
+def _write_weights(
+    run_dir: Path, config: Config, source: Source, to: Format, place: Path, name: str
+) -> tuple[PipelineBackbone, str | None]:
+    """Fill the folder; returns the model and the name of the LoRA's file, if it is one."""
+    saved = run_dir / ("lora" if config.lora else "model")
+    with tempfile.TemporaryDirectory() as scratch:
+        if source.checkpoint is None:
+            backbone = load_tuned(config, run_dir, CPU)
+        else:
+            backbone = build.build_backbone(config, CPU)
+            whole = config.model.model_copy(update={"quantize": None})
+            build.prepare_training(backbone, config.model_copy(update={"model": whole}))
+            values = source.checkpoint.ema if source.averaged else source.checkpoint.weights
+            for key, parameter in backbone.trainable_parameters().items():
+                parameter.copy_(values[key])
+            saved = backbone.save(Path(scratch))
+        if to == "merged" and config.lora is not None:
+            backbone.save_merged(place, build.DTYPES[config.model.dtype])
+        elif to == "comfyui":
+            backbone.save_comfyui(saved / LORA_FILE, place / f"{name}.safetensors")
+            return backbone, f"{name}.safetensors"
+        else:
+            shutil.copytree(saved, place, dirs_exist_ok=True)
+    return backbone, LORA_FILE if to == "diffusers" and config.lora is not None else None
+
+
+def _write_card(run: Run, config: Config, exported: Exported, place: Path) -> None:
+    run = dataclasses.replace(
+        run,
+        metrics=[r for r in run.metrics if int(r["epoch"]) <= exported.epoch],
+        evaluations=[e for e in run.evaluations if e.epoch <= exported.epoch],
+    )
+    draw_curves(run, place / "curves.png")
+    draw_samples(run, place / "samples.png")
+    (place / "README.md").write_text(render_card(run, config, exported), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A place to write in; it becomes the folder when all is written, in place of an earlier export alone.
+
+    Raises:
+        UserError: if the folder holds anything that an export did not write, or cannot be made.
+    """
+    _check_free(folder)
+    place = folder.with_name(folder.name + ".tmp")
+    try:
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        yield place
+        files = sorted(str(p.relative_to(place)) for p in place.rglob("*") if p.is_file())
+        (place / MARK).write_text(json.dumps({"files": [*files, MARK]}, indent=1) + "\n", encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        place.replace(folder)
+    except OSError as error:
+        raise UserError(f"the export cannot be written to {folder}: {error}") from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _check_free(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"-o {folder} is a file: name a new folder")
+    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    mark = folder / MARK
+    written = set(json.loads(mark.read_text(encoding="utf-8"))["files"]) if mark.is_file() else set()
+    foreign = sorted(present - written)
+    if foreign:
+        raise UserError(
+            f"-o {folder} holds {foreign[0]}, which is not of an earlier export: nothing was changed; name a new folder"
+        )
+
+
+def check_upload(repo: str) -> None:
+    """Refuse an upload that cannot succeed before any time is spent.
+
+    Raises:
+        UserError: if the name is none, or there is no token.
+    """
+    from huggingface_hub import constants, get_token
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise UserError(f"--push-to-hub {repo!r}: expected USER/NAME")
+    if constants.HF_HUB_OFFLINE:
+        raise UserError("--push-to-hub needs a network, and HF_HUB_OFFLINE is set: unset it")
+    if get_token() is None:
+        raise UserError("--push-to-hub needs a token of the hub: run `hf auth login`, or set HF_TOKEN")
+
+
+def _upload(folder: Path, repo: str) -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(repo, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, ignore_patterns=[MARK])
+    except Exception as error:  # no network, no right to write, a full quota: one message, with the cause
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"--push-to-hub {repo}: {cause}\nThe export itself is whole, in {folder}; to send it later: "
+            f"hf upload {repo} {folder}"
+        ) from error

@@ -1,0 +1,205 @@
+"""Every export loads elsewhere: the model card's own snippet draws the image of `sdpo sample`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run
+from diffusers import DiffusionPipeline
+from flow_pipelines import SIDE
+from huggingface_hub import HfApi, ModelCard
+from PIL import Image
+from pipelines import PIPELINES
+from safetensors.torch import load_file
+
+GUIDANCE = {"SanaSprintPipeline": 4.5, "LatentConsistencyModelPipeline": 2.0}
+LORA = "pytorch_lora_weights.safetensors"
+UNET = "StableDiffusionPipeline"
+
+
+def succeeded(result: Any) -> Any:
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def train(sdpo: Run, path: Path, name: str, *extra: str) -> None:
+    succeeded(
+        sdpo(
+            "train",
+            "emoji",
+            f"model={{path: {path}, height: {SIDE}, width: {SIDE}}}",
+            "epochs=1",
+            "prompts={train: [cat, dog], unseen: null}",
+            "rewards={colorfulness: 1.0}",
+            f"sample={{num_steps: 2, prompts_per_epoch: 4, guidance_scale: {GUIDANCE.get(name, 1.0)}}}",
+            "train={batch_size: 1, learning_rate: 3.0e-2}",
+            "evaluate={every: 0, steps: [2], images_per_prompt: 1, judge: null}",
+            "lora={rank: 2, alpha: 4}",
+            "algorithm={name: sdpo}",
+            *extra,
+            "--output-dir",
+            "run",
+        )
+    )
+
+
+def snippet(folder: Path) -> str:
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert found, card
+    return found[1]
+
+
+def drawn(folder: Path) -> np.ndarray:
+    """The image of the card's snippet, run as it stands."""
+    exec(compile(snippet(folder), str(folder), "exec"), {})
+    return np.asarray(Image.open("image.png"), int)
+
+
+def sampled(sdpo: Run) -> np.ndarray:
+    """The tuned model's image, which is not the base model's."""
+    succeeded(sdpo("sample", "run", "cat", "--steps", "2", "--seed", "0", "--compare", "-o", "both.png"))
+    base, tuned = np.split(np.asarray(Image.open("both.png"), int), 2, axis=1)
+    assert np.abs(base - tuned).max() > 2
+    return tuned
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_format_of_a_lora_run_loads_elsewhere(
+    sdpo: Run, tmp_path: Path, pipeline_path: Callable[[str], Path], name: str
+) -> None:
+    train(sdpo, pipeline_path(name), name)
+    expected = sampled(sdpo)
+    for to in ("diffusers", "merged", "comfyui"):
+        result = sdpo("export", "run", "--to", to)
+        if to == "comfyui" and name == "SanaSprintPipeline":
+            assert result.returncode == 2 and "ComfyUI reads no LoRA of a SanaSprintPipeline" in result.stderr
+            assert not (tmp_path / "run" / "export" / to).exists()
+            continue
+        succeeded(result)
+        assert np.abs(drawn(tmp_path / "run" / "export" / to) - expected).max() <= 2, to
+    merged = DiffusionPipeline.from_pretrained(tmp_path / "run" / "export" / "merged")
+    assert not any("lora" in key for key in getattr(merged, "unet", getattr(merged, "transformer", None)).state_dict())
+
+
+def test_a_lora_on_every_layer_of_a_unet_has_the_names_of_comfyui(
+    sdpo: Run, tmp_path: Path, tiny_pipeline: Path
+) -> None:
+    targets = (
+        "[to_q, to_k, to_v, to_out.0, ff.net.0.proj, ff.net.2, proj_in, proj_out, conv_in, conv1, conv2, conv_out]"
+    )
+    train(sdpo, tiny_pipeline, UNET, f"lora.targets={targets}", "model.scheduler={beta_end: 0.013}")
+    expected = sampled(sdpo)
+    succeeded(sdpo("export", "run", "--to", "comfyui", "-o", "comfy"))
+    found = load_file(tmp_path / "comfy" / "comfy.safetensors")
+    lora = load_file(tmp_path / "run" / "lora" / LORA)
+    modules = {key.removeprefix("unet.").rsplit(".lora_", 1)[0] for key in lora}
+    kinds = ("alpha", "lora_down.weight", "lora_up.weight")
+    assert set(found) == {f"lora_unet_{m.replace('.', '_')}.{kind}" for m in modules for kind in kinds}
+    assert all(float(value) == 4 for key, value in found.items() if key.endswith(".alpha"))
+    assert np.abs(drawn(tmp_path / "comfy") - expected).max() <= 2
+
+
+def test_averaged_and_raw_weights_and_earlier_epochs(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
+    train(sdpo, tiny_pipeline, UNET, "train.ema_decay=0.9", "epochs=2", "evaluate.every=1")
+    checkpoint = tmp_path / "run" / "checkpoints"
+    cases = {
+        "average": ([], "run/lora"),
+        "raw": (["--weights", "raw"], "2/weights.safetensors"),
+        "raw1": (["--weights", "raw", "--epoch", "1"], "1/weights.safetensors"),
+        "average1": (["--epoch", "1"], "1/ema.safetensors"),
+    }
+    written = {}
+    for name, (arguments, source) in cases.items():
+        succeeded(sdpo("export", "run", "--to", "diffusers", *arguments, "-o", name))
+        written[name] = load_file(tmp_path / name / LORA)
+        if name == "average":
+            expected = load_file(tmp_path / source / LORA)
+        else:
+            own = load_file(checkpoint / source)
+            expected = {f"unet.{key.replace('.default', '')}": value for key, value in own.items()}
+        assert written[name].keys() == expected.keys()
+        assert all(torch.equal(written[name][key], expected[key]) for key in expected), name
+    key = next(key for key in written["raw"] if "lora_B" in key)
+    assert len({tuple(weights[key].flatten().tolist()) for weights in written.values()}) == 4
+    assert "after epoch 1's" not in (tmp_path / "average1" / "README.md").read_text()
+    assert "not of exactly the ones exported here" in (tmp_path / "raw" / "README.md").read_text()
+    drawn(tmp_path / "raw1")
+
+    assert "there are those of 1, 2" in sdpo("export", "run", "--to", "merged", "--epoch", "7").stderr
+
+
+def test_a_run_of_all_weights(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
+    train(sdpo, tiny_pipeline, UNET, "lora=null", "train.learning_rate=1e-3")
+    expected = sampled(sdpo)
+    for to in ("diffusers", "merged"):
+        succeeded(sdpo("export", "run", "--to", to))
+        assert np.abs(drawn(tmp_path / "run" / "export" / to) - expected).max() <= 2
+    result = sdpo("export", "run", "--to", "comfyui")
+    assert result.returncode == 2 and "use --to merged" in result.stderr
+    result = sdpo("export", "run", "--to", "merged", "--weights", "ema")
+    assert result.returncode == 2 and "keeps no average" in result.stderr
+
+
+def test_the_card_is_in_the_hubs_format(sdpo: Run, tmp_path: Path) -> None:
+    train(sdpo, Path("emoji"), UNET, "model={path: emoji}", "evaluate.images_per_prompt=6")
+    succeeded(sdpo("export", "run", "--to", "diffusers", "-o", "out"))
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.library_name == "diffusers" and card.data.pipeline_tag == "text-to-image"
+    assert {"lora", "sdpo", "colorfulness"} <= set(card.data.tags) and card.data.get("base_model") is None
+    assert "| `colorfulness`, training prompts | before | after | gain |" in card.text
+    assert re.search(r"\| 2 steps \| [\d.]+ \| [\d.]+ \| [+−][\d.]+ ± [\d.]+ \|", card.text)
+    assert {"curves.png", "samples.png", "sdpo_export.json", LORA} < {p.name for p in (tmp_path / "out").iterdir()}
+    assert 'embedded("emoji")' in card.text.replace("'", '"')
+    assert np.abs(drawn(tmp_path / "out") - sampled(sdpo)).max() <= 2
+
+
+def test_nothing_of_the_users_is_overwritten(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
+    train(sdpo, tiny_pipeline, UNET)
+    command = ("export", "run", "--to", "diffusers", "-o", "out")
+    succeeded(sdpo(*command))
+    succeeded(sdpo(*command))  # its own
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    result = sdpo(*command)
+    assert result.returncode == 2 and "holds notes.txt" in result.stderr
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine" and (tmp_path / "out" / LORA).exists()
+    (tmp_path / "file").write_text("mine")
+    assert "is a file" in sdpo("export", "run", "--to", "merged", "-o", "file").stderr
+    result = sdpo("export", "nowhere", "--to", "merged")
+    assert result.returncode == 2 and "is not a run's directory" in result.stderr
+
+
+def test_push_to_hub(sdpo: Run, tmp_path: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(sdpo, tiny_pipeline, UNET)
+    command = ("export", "run", "--to", "diffusers", "--push-to-hub", "me/tuned")
+    assert "HF_HUB_OFFLINE is set" in sdpo(*command).stderr
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert "hf auth login" in sdpo(*command).stderr
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
+    assert "expected USER/NAME" in sdpo(*command[:-1], "tuned").stderr
+    assert not (tmp_path / "run" / "export").exists()
+
+    calls: list[tuple[str, Any]] = []
+    monkeypatch.setattr(HfApi, "create_repo", lambda _, repo, exist_ok: calls.append(("create", repo)))
+
+    def upload(_: HfApi, repo_id: str, folder_path: Path, ignore_patterns: list[str]) -> None:
+        calls.append(("upload", {p.name for p in Path(folder_path).iterdir()} - set(ignore_patterns)))
+
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    assert "https://huggingface.co/me/tuned" in succeeded(sdpo(*command)).stdout
+    assert calls == [("create", "me/tuned"), ("upload", {"README.md", "curves.png", "samples.png", LORA})]
+    assert "pipeline.load_lora_weights('me/tuned'" in snippet(tmp_path / "run" / "export" / "diffusers")
+
+    def no_network(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr(HfApi, "create_repo", no_network)
+    result = sdpo(*command)
+    assert result.returncode == 2 and "no route to the hub" in result.stderr and "hf upload me/tuned" in result.stderr

@@ -382,6 +382,7 @@ _RESUMABLE = (
     "stop_when",
     "trackers",
     "scoring",
+    "model.text_encoders",
     "sample.micro_batch",
     "train.micro_batch",
     "train.gradient_checkpointing",

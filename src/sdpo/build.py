@@ -17,13 +17,13 @@ import torch
 
 from sdpo.advantages import GroupNormalizer, Normalizer, PairNormalizer, StepwiseNormalizer
 from sdpo.algorithms import Algorithm
-from sdpo.backbones import Backbone, PipelineBackbone, check_path, load_backbone, wrap_pipeline
+from sdpo.backbones import Backbone, PipelineBackbone, check_path, load_backbone, peek, wrap_pipeline
 from sdpo.config import Config, ModelConfig, TrainConfig
 from sdpo.denoisers import Denoiser
 from sdpo.errors import UserError
 from sdpo.files import write_whole
 from sdpo.guard import check_rules
-from sdpo.micro_batch import default_samples, even, sampling_call, search, update_call
+from sdpo.micro_batch import common, default_samples, even, sampling_call, search, update_call
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.processes import Processes, check_device
 from sdpo.prompts import load_prompts
@@ -288,13 +288,15 @@ def build_updater(
 def cost(config: Config) -> str:
     """What a run will cost, in two lines that YAML takes for comments."""
     sample, algorithm = config.sample, config.build_algorithm()
-    settings = update_settings(config)
+    known = peek(config.model.path)
+    ends_random = known.ends_random(config.model.scheduler)
+    settings = update_settings(config, ends_random=ends_random)
     trajectories = sample.prompts_per_epoch * algorithm.branches
     queries = {"final": 1, "all": sample.num_steps}.get(algorithm.reward_plan, min(3, sample.num_steps))
     updates = settings.optimizer_steps(sample.prompts_per_epoch, sample.num_steps)
-    guidance = 2 if sample.guidance_scale != 1 else 1
+    guidance = 2 if sample.guidance_scale != 1 and not known.embeds_guidance else 1
     # What one evaluation or query a group spares at the first step, which all its branches have in common.
-    shared = trajectories - sample.prompts_per_epoch if shares_first_step(config) else 0
+    shared = trajectories - sample.prompts_per_epoch if shares_first_step(config, ends_random) else 0
     first_is_asked_for = algorithm.reward_plan != "final" or sample.num_steps == 1
     queries = queries * trajectories - (shared if first_is_asked_for else 0)
     forward = (trajectories * sample.num_steps - shared) * guidance
@@ -326,7 +328,12 @@ class MicroBatches:
 def micro_batches(
     config: Config, policy: Policy, denoiser: Denoiser, embeddings: PromptEmbeddings, processes: Processes
 ) -> MicroBatches:
-    """The settings, `auto` resolved: tried out on a GPU, else by the size of the latents; on all processes alike."""
+    """The settings, `auto` resolved: tried out on a GPU, else by the size of the latents; on all processes alike.
+
+    Below float32, sampling and update get the same micro-batch: kernels that differ with the batch size round
+    differently, which moves a step's log-probability by more than the clip range (the last step's by 4e-3 and more in
+    bfloat16). In equal batches the log-ratio before the first update is exactly 0.
+    """
     branches, device = config.build_algorithm().branches, policy.backbone.device
     shares = {
         "sample": config.sample.prompts_per_epoch // processes.count,
@@ -344,6 +351,16 @@ def micro_batches(
         else:
             samples = default_samples(math.prod(policy.backbone.latent_shape), device)
             chosen[name] = even(shares[name], max(1, samples // branches))
+    if policy.dtype != torch.float32:
+        if config.sample.micro_batch == config.train.micro_batch == "auto":
+            chosen = dict.fromkeys(chosen, common(shares.values(), min(chosen.values())))
+        elif chosen["sample"] != chosen["update"]:
+            warnings.warn(
+                f"sample.micro_batch ({chosen['sample']}) and train.micro_batch ({chosen['update']}) differ: in "
+                f"{config.model.dtype} the log-ratio is then not 0 before the first update, by more than a narrow "
+                "algorithm.clip_range; make them equal",
+                stacklevel=2,
+            )
     return MicroBatches(**processes.broadcast(chosen))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -28,6 +29,12 @@ def even(groups: int, most: int) -> int:
     """The micro-batch, at most `most`, that cuts `groups` into parts as equal as can be."""
     parts = -(-groups // max(1, min(most, groups)))
     return -(-groups // parts)
+
+
+def common(shares: Iterable[int], most: int) -> int:
+    """The largest micro-batch, at most `most`, that cuts each of the shares into equal parts."""
+    whole = math.gcd(*shares)
+    return next(size for size in range(min(most, whole), 0, -1) if whole % size == 0)
 
 
 def search(call: Callable[[int], Any], most: int, device: torch.device) -> int:

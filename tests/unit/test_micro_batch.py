@@ -54,5 +54,7 @@ def test_the_search_ends_where_nothing_is_gained(played: dict[str, float]) -> No
 def test_never_more_than_there_is(played: dict[str, float]) -> None:
     assert find(played, most=6) == 4
     assert micro_batch.even(90, 32) == 30 and micro_batch.even(15, 32) == 15 and micro_batch.even(7, 2) == 2
+    assert micro_batch.common([128, 64], 12) == 8 and micro_batch.common([90, 30], 32) == 30
+    assert micro_batch.common([7, 14], 4) == 1
     assert micro_batch.default_samples(1024, torch.device("cpu")) == 96
     assert micro_batch.default_samples(10**9, torch.device("cpu")) == 1

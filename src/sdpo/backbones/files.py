@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdpo.errors import UserError
 
+# Schedulers on which the last step keeps a variance.
+_END_RANDOM = {"DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"}
 _PICKLED = {".bin", ".pt", ".pth", ".ckpt"}
 _UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}
 
@@ -68,3 +72,34 @@ def check_components(directory: Path, index: dict[str, Any], supported: str) -> 
                 "them where you trust them, by pipeline.save_pretrained(directory, safe_serialization=True). "
                 f"{supported}"
             )
+
+
+@dataclass(frozen=True)
+class Peek:
+    """What a model's small files say about the cost of a run; the default is that of a model not at hand.
+
+    Attributes:
+        scheduler: its class.
+        embeds_guidance: the network takes the guidance scale as an input.
+    """
+
+    scheduler: str = "DDIMScheduler"
+    embeds_guidance: bool = False
+
+    def ends_random(self, replaced: Mapping[str, Any] | None) -> bool:
+        """Whether the last step has a density, on this scheduler or the one whose settings replace it."""
+        return (replaced or {}).get("name", self.scheduler) in _END_RANDOM
+
+    @classmethod
+    def at(cls, directory: Path, index: dict[str, Any]) -> Peek:
+        """Of a pipeline directory that has been checked.
+
+        Raises:
+            UserError: if its network has no readable config.
+        """
+        path = directory / ("unet" if "unet" in index else "transformer") / "config.json"
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"model.path: {path} cannot be read: {error!r}") from error
+        return cls(index["scheduler"][1], bool(config.get("time_cond_proj_dim") or config.get("guidance_embeds")))

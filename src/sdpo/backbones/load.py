@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sdpo.backbones import lora
-from sdpo.backbones.files import can_only_be_local, check_components, read_index
+from sdpo.backbones.files import Peek, can_only_be_local, check_components, read_index
 from sdpo.backbones.pipeline import PipelineBackbone
 from sdpo.backbones.schedules import replace_scheduler
 from sdpo.environment import check_torchvision
@@ -58,6 +58,16 @@ def check_path(path: str) -> Path | None:
     if can_only_be_local(path):
         raise UserError(f"model.path: there is no directory {path!r}.")
     return None
+
+
+def peek(path: str) -> Peek:
+    """What a local model's small files say, see `Peek`; for a name on the hub, its default.
+
+    Raises:
+        UserError: as `check_path`.
+    """
+    local = check_path(path)
+    return Peek() if local is None else Peek.at(local, read_index(local, _supported()))
 
 
 def load_backbone(

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -364,15 +364,15 @@ def micro_batches(
     return MicroBatches(**processes.broadcast(chosen))
 
 
-def decode_batch(config: Config, backbone: Backbone) -> int:
+def decode_batch(config: Config, backbone: PipelineBackbone) -> int:
     """Images in a decoder call; `auto` is 8 of 512², whose decoding already fills a GPU, and 32 of small ones."""
-    return decode_batch_of(config, backbone.latent_shape)
+    return decode_batch_of(config, backbone.image_size)
 
 
-def decode_batch_of(config: Config, latent_shape: Sequence[int]) -> int:
-    """See `decode_batch`; of latents [C, H, W]."""
+def decode_batch_of(config: Config, image_size: tuple[int, int]) -> int:
+    """See `decode_batch`; of a height and width in pixels."""
     setting = config.scoring.decode_batch
-    return max(1, min(32, 2**15 // math.prod(latent_shape[1:]))) if setting == "auto" else setting
+    return max(1, min(32, 2**21 // math.prod(image_size))) if setting == "auto" else setting
 
 
 def check_processes(config: Config, processes: int) -> None:

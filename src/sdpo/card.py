@@ -53,7 +53,9 @@ def render_card(run: Run, config: Config, exported: Exported) -> str:
     trained = (
         "all weights" if config.lora is None else f"a LoRA of rank {config.lora.rank}, alpha {config.lora.alpha:g}"
     )
-    settings = f"{config.algorithm['name']}, {config.sample.num_steps} sampling steps, {_length(run, exported)}"
+    settings = (
+        f"algorithm {config.algorithm['name']}, {config.sample.num_steps} sampling steps, {_length(run, exported)}"
+    )
     judge = f" The judge `{config.evaluate.judge}` was not trained on." if config.evaluate.judge else ""
     return (
         "\n\n".join(
@@ -88,7 +90,7 @@ def _length(run: Run, exported: Exported) -> str:
     """Epochs and what they cost, as far as the run wrote it down."""
     row: Mapping[str, Any] = next((r for r in reversed(run.metrics) if r["epoch"] == exported.epoch), {})
     costs = [f"{row[key]:,} {COSTS[key]}" for key in ("images", "reward_queries") if key in row]
-    return ", ".join([f"{exported.epoch} epochs", *costs])
+    return ", ".join([f"{exported.epoch} epoch{'s' * (exported.epoch != 1)}", *costs])
 
 
 def snippet(run: Run, config: Config, exported: Exported) -> str:

@@ -84,7 +84,7 @@ def export(
     source = _choose(run, config, weights, epoch)
     folder = output or run_dir / "export" / to
     with _new_folder(folder) as place:
-        backbone, weight_name = _write_weights(run_dir, config, source, to, place, folder.name)
+        backbone, weight_name = _write_weights(run_dir, config, source, to, place, (output or run_dir.resolve()).name)
         height, width = backbone.image_size
         steps = max((s for s in config.evaluate.steps if s <= 4), default=min(config.evaluate.steps))
         arguments = backbone.call_arguments(steps, config.sample.guidance_scale)
@@ -179,10 +179,14 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         UserError: if the folder holds anything that an export did not write, or cannot be made.
     """
     _check_free(folder)
-    place = folder.with_name(folder.name + ".tmp")
     try:
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".export-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"the export cannot be written to {folder}: {error}") from error
+    place = aside / folder.name
+    try:
+        place.mkdir()
         yield place
         files = sorted(str(p.relative_to(place)) for p in place.rglob("*") if p.is_file())
         (place / MARK).write_text(json.dumps({"files": [*files, MARK]}, indent=1) + "\n", encoding="utf-8")
@@ -192,7 +196,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"the export cannot be written to {folder}: {error}") from error
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _check_free(folder: Path) -> None:

@@ -159,7 +159,7 @@ def estimate(config: Config, processes: int = 1) -> Estimate | None:
             f"latents of {' × '.join(map(str, shape))}",
             f"{micro} group{'s' * (micro > 1)} of {samples} samples"
             + (", recomputed" if config.train.gradient_checkpointing else ""),
-            f"{decode_batch_of(config, shape)} images of {size.size[0]} × {size.size[1]}",
+            f"{decode_batch_of(config, size.size)} images of {size.size[0]} × {size.size[1]}",
         ),
     )
 
@@ -193,7 +193,7 @@ def _micro(setting: Literal["auto"] | int) -> int:
 def _decoding(config: Config, size: ModelSize, half: int) -> int:
     """For each image four maps of the widest full-resolution layer: three live, one workspace; large ones are tiled."""
     height, width = size.size
-    images = decode_batch_of(config, latent_shape(size)) if height * width <= 1024**2 else 1
+    images = decode_batch_of(config, size.size) if height * width <= 1024**2 else 1
     pixels = min(height * width, 1024**2)
     return images * 4 * size.channels * pixels * (4 if size.upcasts else half)
 

@@ -164,7 +164,9 @@ def test_nothing_of_the_users_is_overwritten(sdpo: Run, tmp_path: Path, tiny_pip
     train(sdpo, tiny_pipeline, UNET)
     command = ("export", "run", "--to", "diffusers", "-o", "out")
     succeeded(sdpo(*command))
+    (tmp_path / "out.tmp").mkdir()
     succeeded(sdpo(*command))  # its own
+    assert {p.name for p in tmp_path.iterdir()} == {"run", "out", "out.tmp"}
     (tmp_path / "out" / "notes.txt").write_text("mine")
     result = sdpo(*command)
     assert result.returncode == 2 and "holds notes.txt" in result.stderr

@@ -24,6 +24,7 @@ def write_run(
     epochs: int | None = None,
     samples: int = 100,
     tiles: bool = False,
+    unseen: float | None = None,
     **config: Any,
 ) -> Path:
     """A directory as `sdpo train` leaves it, of a run that was evaluated at every epoch.
@@ -38,6 +39,7 @@ def write_run(
         epochs: planned; None is those that `curves` has.
         samples: drawn in an epoch.
         tiles: also write pictures.
+        unseen: the scores that the last evaluation has on prompts not trained on, 0 in the first.
         config: more of the configuration.
     """
     last = len(next(iter(curves.values()))) - 1
@@ -78,6 +80,9 @@ def write_run(
             "seeds": list(range(count)),
             "scores": {reward: scores, "judge": judged},
         }
+        if ends and unseen is not None:
+            scores = {str(steps): [unseen if epoch else 0.0] for steps in curves}
+            record["unseen"] = {"prompts": ["a moon"], "seeds": [0], "scores": {reward: scores}}
         (path / "evaluation" / f"epoch_{epoch:04d}.json").write_text(json.dumps(record))
         if epoch:
             rows.append({"epoch": epoch, **costs})

@@ -374,7 +374,7 @@ class Config(_Section):
 
 
 # What may differ when a run is resumed, sections and fields: none of it changes what the next epoch computes.
-_RESUMABLE = (
+RESUMABLE = (
     "output_dir",
     "device",
     "evaluate",
@@ -408,7 +408,7 @@ def check_same_run(config: Config, stored_file: Path) -> None:
         raise UserError(f"{stored_file} is of no run that can be gone on with: {error}") from error
     current = _flat(config.model_dump(mode="json"))
     # A learning rate that decays towards the last epoch depends on which that is.
-    resumable = [*_RESUMABLE, *(["epochs"] if config.train.lr_schedule == "constant" else [])]
+    resumable = [*RESUMABLE, *(["epochs"] if config.train.lr_schedule == "constant" else [])]
     changed = [
         f"  {key}: {stored.get(key, _ABSENT)} → {current.get(key, _ABSENT)}"
         for key in dict.fromkeys([*stored, *current])

@@ -5,15 +5,19 @@ from __future__ import annotations
 import csv
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import Run
 
 from sdpo import Config, Trainer
 from sdpo.algorithms import ALGORITHMS
+from sdpo.compare.execute import train_missing
+from sdpo.compare.plan import plan_runs
 
 VARIANTS = """
 grpo: {algorithm: {branches: 4}, sample: {prompts_per_epoch: 4}, train: {batch_size: 2}}
@@ -111,6 +115,27 @@ def test_runs_in_processes(sdpo: Run, tmp_path: Path, command: list[str]) -> Non
     for spread, here in zip(numbers(tmp_path / "spread"), numbers(tmp_path / "here"), strict=True):
         assert float(spread.pop("value")) == pytest.approx(float(here.pop("value")), rel=1e-3)
         assert spread == here
+
+
+def test_processes_have_their_share_of_threads_and_of_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell script takes the place of Python: `$6` is the run's directory."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/sh\necho "$OMP_NUM_THREADS $*" > "$6/said"\nsleep 0.2\necho "warning: hot" >&2\n'
+        'case "$6" in *ddpo-seed2) echo "sdpo: error: no room" >&2; exit 2;; esac\n'
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    planned = plan_runs("emoji", [], ["sdpo", "ddpo"], 2, 1, tmp_path)
+    said: list[str] = []
+    assert train_missing(planned, 2, said.append) == {"ddpo-seed2": "no room"}
+    assert "sdpo-seed1: finished; warning: hot" in said and "ddpo-seed2: failed: no room" in said
+    calls = [(run.path / "said").read_text() for run in planned]
+    assert all(call.startswith(f"2 -m sdpo train {tmp_path}/runs/") for call in calls)
+    assert {call.split()[-1] for call in calls} == {"device=cuda:0", "device=cuda:1"}
+    assert ["training" in text for text in said[1:4]] == [True, True, False], "two at once, not more"
 
 
 def test_an_interrupt_ends_the_processes(

@@ -26,6 +26,7 @@ def test_a_name_alone_is_the_algorithm_as_published(name: str) -> None:
 def test_another_algorithm_drops_the_settings_of_the_preset_s_own() -> None:
     config = Config.load("emoji", ["algorithm.clip_range=0.01", "algorithm.name=ddpo"])
     assert config.algorithm["clip_range"] == 0.01 and config.algorithm["credit"] == "step"
+    assert Config.load("emoji", ["algorithm.clip_range=0.01", "algorithm=ddpo"]).algorithm == config.algorithm
     assert Config.load("emoji", algorithm={"name": "ddpo"}).algorithm["credit"] == "step"
     assert Config.load("emoji", ["algorithm.name=sdpo"]).algorithm["credit"] == "future", "that is the preset's own"
     with pytest.raises(UserError, match=r"unknown key 'credits' of algorithm ddpo \(did you mean 'credit'\?\)"):

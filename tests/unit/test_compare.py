@@ -17,7 +17,7 @@ from PIL import Image
 
 from sdpo.compare import compare_directories
 from sdpo.compare.groups import group_directories
-from sdpo.compare.measures import area_under, comparable, curve, first_crossing, gain
+from sdpo.compare.measures import area, area_under, comparable, curve, first_crossing, gain
 from sdpo.compare.plan import Planned, plan_runs
 from sdpo.compare.table import BASE
 from sdpo.config import Config
@@ -122,7 +122,12 @@ def test_the_page_and_its_files(tmp_path: Path) -> None:
         assert Image.open(tmp_path / "one" / name).size[0] >= 900
     html = (tmp_path / "one" / "comparison.html").read_text()
     assert '<b>&"' not in html and "<script>" not in html and "<i>score" not in html
-    assert "&lt;b&gt;&amp;" in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html and "data:image/png" in html
+    assert (
+        "&lt;b&gt;&amp;" in html
+        and "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+        and 'alt="base model, 1 step: a cat"' in html
+        and "data:image/png" in html
+    )
     assert not re.findall(r'(?:src|href)="(?!data:)', html), "the page loads something"
     # Notes: an unfinished run, unequal samples; the areas end where the shorter run does.
     assert "b is unfinished: epoch 2 of 9." in html and "120" in html and "different numbers of samples" in html
@@ -279,6 +284,40 @@ def test_more_than_eight_lines_still_look_different() -> None:
     looks = [look(i) for i in range(3 * len(LOOKS))]
     assert len({(style.light, style.dash, style.marker) for style in looks}) == len(looks)
     assert all(math.isfinite(int(style.light[1:], 16)) for style in looks)
+
+
+def test_prompts_not_trained_on_have_a_table_of_their_own(tmp_path: Path) -> None:
+    words = [write_run(tmp_path / f"{seed}", RISING, seed=seed, unseen=seed / 10) for seed in (5, 7)]
+    found = cells(compare_directories(words, tmp_path / "out"), "Final aesthetic on prompts not trained on")
+    assert found == {BASE: ["0.00"] * 3, "sdpo": ["0.60 ± 0.14"] * 3}
+
+
+def test_areas_end_where_the_first_curve_does(tmp_path: Path) -> None:
+    """A curve ends at the last epoch at which all its runs were evaluated, here 1, and is not drawn out from there."""
+    runs = [
+        write_run(tmp_path / "a", {1: [0.2, 0.3, 0.5, 0.9]}, seed=42),
+        write_run(tmp_path / "b", {1: [0.2, 0.4, 0.9]}, seed=43),
+    ]
+    (runs[0] / "evaluation" / "epoch_0002.json").unlink()
+    comparison = comparable(group_directories([f"a={run}" for run in runs]))
+    found = area(comparison, comparison.groups[0], "aesthetic")
+    assert found == pytest.approx(np.array([[0.25, 0.25], [0.3, 0.3]]))
+
+
+def test_a_run_that_a_rule_stopped_is_finished_and_said_to_be_stopped(tmp_path: Path) -> None:
+    """Its result is an earlier epoch, whose evaluation and pictures count."""
+    (tmp_path / "variants.yaml").write_text("")
+    rule = "stop_when=[{metric: eval_gain, below: 0}]"
+    run = plan(tmp_path, "sdpo", overrides=("epochs=9", rule))[0]
+    write_run(run.path, {1: [0.2, 0.6, 0.1], 4: [0.4, 0.8, 0.1]}, reward="emoji_score")
+    (run.path / "config.yaml").write_text(run.config.to_yaml())
+    assert run.begun() and not run.finished()
+    (run.path / "stopped.json").write_text(json.dumps({"epoch": 2, "result_epoch": 1, "text": "Stopped <by> a rule."}))
+    assert run.finished()
+    result = compare_directories([run.path], tmp_path / "out")
+    assert cells(result, "Final emoji_score")["sdpo"] == ["0.6000", "0.8000", "0.7000"]
+    assert result.comparison.notes == ["sdpo-seed7: Stopped <by> a rule."]
+    assert "Stopped &lt;by&gt; a rule." in result.page.read_text()
 
 
 def test_evaluations_of_other_prompts_are_said(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from sdpo.compare.page import render_comparison
 from sdpo.compare.plan import Planned, plan_runs
 from sdpo.compare.table import Grid, find_reference, markdown, tables
 from sdpo.errors import UserError
+from sdpo.files import write_whole
 from sdpo.report.data import COSTS, read_run
 
 __all__ = [
@@ -132,8 +133,8 @@ def write_comparison(groups: Sequence[Group], output_dir: str | Path, *, reach: 
         text = "\n".join(
             ["# " + ", ".join(g.name for g in groups) + "\n", *([notes] if notes else []), *map(markdown, grids)]
         )
-        (folder / "comparison.md").write_text(text, encoding="utf-8")
-        page.write_text(render_comparison(comparison, grids), encoding="utf-8")
+        write_whole(folder / "comparison.md", text)
+        write_whole(page, render_comparison(comparison, grids))
     except OSError as error:
         raise UserError(f"--output-dir {folder} cannot be written: {error}") from error
     return Result(page, comparison, grids)

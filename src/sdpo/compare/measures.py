@@ -10,8 +10,7 @@ import numpy as np
 
 from sdpo.compare.groups import Group
 from sdpo.errors import UserError
-from sdpo.report.data import COSTS, FloatArray, Run, Split
-from sdpo.report.data import Evaluation as Evaluated
+from sdpo.report.data import COSTS, Evaluation, FloatArray, Run, Split
 from sdpo.report.stats import SplitName, score_names
 
 
@@ -98,7 +97,7 @@ def comparable(groups: Sequence[Group]) -> Comparison:
     return Comparison(list(groups), rewards, judged, steps, images, _notes(groups, everything, images))
 
 
-def _lists(runs: Sequence[Run], of: Callable[[Evaluated], Sequence[object]]) -> str:
+def _lists(runs: Sequence[Run], of: Callable[[Evaluation], Sequence[object]]) -> str:
     """What each run has, the runs that have the same together."""
     found: dict[str, list[str]] = {}
     for run in runs:
@@ -111,7 +110,9 @@ def _notes(groups: Sequence[Group], everything: Sequence[Split], images: int) ->
     for group in groups:
         for run in group.runs:
             planned = run.config.get("epochs")
-            if isinstance(planned, int) and run.last_epoch < planned:
+            if run.stopped.get("text"):
+                notes.append(f"{run.name}: {run.stopped['text']}")
+            elif isinstance(planned, int) and run.last_epoch < planned:
                 notes.append(f"{run.name} is unfinished: epoch {run.last_epoch} of {planned}.")
             notes += [f"{run.name}: {note}" for note in run.notes]
     first = everything[0]
@@ -147,7 +148,7 @@ def curve(comparison: Comparison, group: Group, score: str, steps: int | None) -
     epochs = sorted(set(by_run[0]).intersection(*by_run))
     counts = comparison.steps if steps is None else [steps]
 
-    def value(evaluation: Evaluated) -> float:
+    def value(evaluation: Evaluation) -> float:
         return float(np.mean([evaluation.seen.scores[score][s][: comparison.images].mean() for s in counts]))
 
     costs = {key: np.array([np.mean([e[epoch].costs[key] for e in by_run]) for epoch in epochs]) for key in COSTS}
@@ -178,7 +179,7 @@ def gain(comparison: Comparison, group: Group, score: str) -> FloatArray:
     return np.array(rows)
 
 
-def _of(evaluation: Evaluated | None, split: SplitName) -> Split:
+def _of(evaluation: Evaluation | None, split: SplitName) -> Split:
     assert evaluation is not None  # `comparable` has refused what was not evaluated
     part = evaluation.seen if split == "seen" else evaluation.unseen
     assert part is not None
@@ -191,19 +192,20 @@ def _table(parts: Sequence[Split], comparison: Comparison, score: str) -> FloatA
 
 
 def shared_samples(comparison: Comparison) -> float:
-    """The samples that every group has drawn at its last evaluation."""
-    return min(_samples(group) for group in comparison.groups)
+    """The samples at which the first of the groups' curves ends."""
+    ends = [curve(comparison, group, comparison.rewards[0], None).costs["images"][-1] for group in comparison.groups]
+    return float(min(ends))
 
 
 def area(comparison: Comparison, group: Group, score: str) -> FloatArray:
     """As `final`, the area under the curve over samples, divided by the samples: the mean reward on the way there.
 
-    ∫ reward d(samples) / samples by the trapezoid rule, from 0 to what all groups have drawn.
+    ∫ reward d(samples) / samples by the trapezoid rule, from 0 to where the first of the groups' curves ends.
     """
-    columns = []
+    columns, until = [], shared_samples(comparison)
     for steps in [*comparison.steps, None]:
         found = curve(comparison, group, score, steps)
-        columns.append([area_under(found.costs["images"], row, shared_samples(comparison)) for row in found.values])
+        columns.append([area_under(found.costs["images"], row, until) for row in found.values])
     return np.array(columns).T
 
 

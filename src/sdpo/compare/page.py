@@ -9,11 +9,11 @@ from sdpo.compare.measures import Comparison, curve
 from sdpo.compare.settings import differences, setting
 from sdpo.compare.table import BASE, Grid, html
 from sdpo.report.charts import percent_range
-from sdpo.report.data import COSTS, Run
+from sdpo.report.data import COSTS, Evaluation
 from sdpo.report.document import head, missing, render_document, setting_name, trained_weights, wanted_rewards
 from sdpo.report.looks import duration, step_label
 from sdpo.report.svg import Series, legend, line_chart
-from sdpo.report.tiles import cut, data_uri
+from sdpo.report.tiles import cut, image_tag
 
 _TILES = 6
 
@@ -80,18 +80,13 @@ def _charts(comparison: Comparison, name: str, cost: str) -> str:
 
 def _samples(comparison: Comparison) -> str:
     """The same prompts and seeds by the base model and by each group's first run."""
-    shown = [(BASE, comparison.groups[0].runs[0], 0), *((g.name, g.runs[0], -1) for g in comparison.groups)]
+    shown = [(BASE, comparison.groups[0].runs[0].base), *((g.name, g.runs[0].tuned) for g in comparison.groups)]
+    evaluations = [(name, evaluation) for name, evaluation in shown if evaluation is not None]
     parts = []
     for steps in comparison.steps:
-        rows = []
-        for name, run, which in shown:
-            strip = run.evaluations[which].strips.get(steps)
-            tiles = cut(strip, _TILES) if strip else []
-            images = "".join(f'<td><img class="pixels" src="{data_uri(tile)}" alt=""></td>' for tile in tiles)
-            if images:
-                rows.append(f'<tr><th scope="row">{escape(name)}</th>{images}</tr>')
+        rows = [_tiles(name, evaluation, steps) for name, evaluation in evaluations if steps in evaluation.strips]
         if rows:
-            prompts = "".join(f'<th scope="col">{escape(p)}</th>' for p in _prompts(shown[0][1]))
+            prompts = "".join(f'<th scope="col">{escape(p)}</th>' for p in evaluations[0][1].seen.prompts[:_TILES])
             table = f"<table><thead><tr><th></th>{prompts}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
             opened = " open" if steps == comparison.steps[0] else ""
             label = step_label(steps)
@@ -104,8 +99,14 @@ def _samples(comparison: Comparison) -> str:
     return f"<p>One noise a column; of each group the run with seed {seed} or its first.</p>" + "".join(parts)
 
 
-def _prompts(run: Run) -> list[str]:
-    return run.evaluations[0].seen.prompts[:_TILES]
+def _tiles(name: str, evaluation: Evaluation, steps: int) -> str:
+    """A row of the first pictures of an evaluation."""
+    prompts = evaluation.seen.prompts
+    images = "".join(
+        f"<td>{image_tag(tile, f'{name}, {step_label(steps)}: {prompt}')}</td>"
+        for tile, prompt in zip(cut(evaluation.strips[steps], _TILES), prompts, strict=False)
+    )
+    return f'<tr><th scope="row">{escape(name)}</th>{images}</tr>'
 
 
 def _settings(comparison: Comparison) -> str:

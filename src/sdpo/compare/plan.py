@@ -66,11 +66,12 @@ class Planned:
         return True
 
     def finished(self) -> bool:
-        """Whether its last epoch has been trained and evaluated and its weights were written."""
+        """Whether its last epoch, or the one at which a rule stopped it, has been trained and its result written."""
         if not self.begun():
             return False
-        run, last = read_run(self.path), self.config.epochs
-        if run.last_epoch != last or run.tuned is None or run.tuned.epoch != last:
+        run = read_run(self.path)
+        last = run.stopped.get("epoch", self.config.epochs)
+        if run.last_epoch != last or run.tuned is None or run.tuned.epoch != run.stopped.get("result_epoch", last):
             return False
         checkpoints, report = self.path / "checkpoints", self.path / "report.html"
         if not checkpoints.is_dir():

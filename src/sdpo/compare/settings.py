@@ -7,12 +7,10 @@ from typing import Any
 
 import yaml
 
-from sdpo.config import WHOLE
+from sdpo.config import RESUMABLE, WHOLE
 
 # What two runs of one experiment may differ in: where they ran and what they kept.
-OF_THE_MACHINE = frozenset(
-    {"output_dir", "device", "trackers", "checkpoint", "scoring", "sample.micro_batch", "train.micro_batch"}
-)
+OF_THE_MACHINE = frozenset(RESUMABLE) - {"evaluate", "stop_when"}
 OF_THE_RUN = OF_THE_MACHINE | {"seed", "evaluate"}
 """What runs that are averaged may differ in."""
 

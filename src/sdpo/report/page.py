@@ -16,7 +16,7 @@ from sdpo.report.document import head, missing, render_document, setting_name, t
 from sdpo.report.looks import number, step_label
 from sdpo.report.stats import SplitName, paired, score_names
 from sdpo.report.tables import cost_table, result_table, summary
-from sdpo.report.tiles import Rows, data_uri, gallery
+from sdpo.report.tiles import Rows, gallery, image_tag
 
 _LONG_NAME = "Stepwise Diffusion Policy Optimization"
 
@@ -149,9 +149,7 @@ def _pair(run: Run, row: Rows, i: int) -> str:
     images = []
     for tag, tiles in (("base", row.before), ("tuned", row.after)):
         if i < len(tiles):
-            alt = escape(f"{tag}, {step_label(row.steps)}{seed}: {prompt}")
-            pixels = ' class="pixels"' if tiles[i].height <= 128 else ""
-            image = f'<img{pixels} src="{data_uri(tiles[i])}" alt="{alt}">'
+            image = image_tag(tiles[i], f"{tag}, {step_label(row.steps)}{seed}: {prompt}")
             images.append(f'<div class="tile"><span>{tag}</span>{image}</div>')
     scores = "".join(f"<small>{_change(run, name, row.steps, i)}</small>" for name in _caption_scores(run))
     return f"<figure>{''.join(images)}<figcaption>{escape(prompt)}{scores}</figcaption></figure>"

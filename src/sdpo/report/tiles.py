@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import matplotlib
@@ -67,6 +68,12 @@ def data_uri(tile: Image.Image) -> str:
         return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     _shown(tile, double=False).save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def image_tag(tile: Image.Image, alt: str) -> str:
+    """A tile as an `<img>` that needs no file; pixel art stays sharp where a page enlarges it."""
+    pixels = ' class="pixels"' if tile.height <= _PIXEL_ART else ""
+    return f'<img{pixels} src="{data_uri(tile)}" alt="{escape(alt)}">'
 
 
 def draw_samples(run: Run, path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sdpo.errors import UserError
 from sdpo.files import sync_tree, write_whole
+from sdpo.finite import check_images
 from sdpo.monitors import Monitors
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.processes import Processes
@@ -87,6 +88,7 @@ def evaluate(
     come from the last step's x̂ of the stochastic sampler. The monitors are of the first `monitored` images a prompt.
 
     Raises:
+        DivergenceError: if an image is not finite.
         RewardError: if a reward fails.
     """
     everything = list(prompts) * images_per_prompt
@@ -108,6 +110,7 @@ def evaluate(
             for images in final_images(policy, denoiser, embeddings, texts, mine, micro_batch, decode_batch, watch):
                 rows = slice(done, done + len(images))
                 done = rows.stop
+                check_images(images, texts[rows])
                 if monitors:
                     monitors.look(images)
                 for name, reward in rewards.items():

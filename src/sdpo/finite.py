@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sdpo.errors import DivergenceError
 from sdpo.types import Trajectories
 
 
@@ -17,6 +19,20 @@ def not_finite(part: Trajectories) -> str | None:
             group, branch, step = finite.reshape(*finite.shape[:3], -1).all(-1).logical_not().nonzero()[0].tolist()
             return f"the {name} of step {step} of branch {branch} for prompt {part.prompts[group]!r}, while sampling,"
     return None
+
+
+def check_images(images: Tensor, prompts: Sequence[str]) -> None:
+    """Refuse decoded images [N, 3, H, W] that are not finite, before a reward is blamed; the host waits for the device.
+
+    Raises:
+        DivergenceError: naming the prompt.
+    """
+    if not (finite := images.isfinite()).all():
+        prompt = prompts[int(finite.flatten(1).all(1).logical_not().nonzero()[0, 0])]
+        raise DivergenceError(
+            f"the image for prompt {prompt!r} has values that are not finite: the weights have diverged (lower "
+            "train.learning_rate), or the decoder's precision is too narrow (use a wider model.dtype)."
+        )
 
 
 @dataclass(frozen=True, order=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from sdpo.algorithms.base import RewardPlan
 from sdpo.backbones import Backbone
 from sdpo.dense import group_query_steps, query_steps, similarities, spread
-from sdpo.errors import DivergenceError
+from sdpo.finite import check_images
 from sdpo.rewards import PlacedReward, Reward
 from sdpo.types import Trajectories
 
@@ -184,7 +184,7 @@ class Scorer:
             images = torch.cat([self._backbone.decode(chunk) for chunk in latents.split(self._decode_batch)])
             owner = (chosen // (branches * steps)).tolist()
             prompts, metadata = [part.prompts[i] for i in owner], [part.metadata[i] for i in owner]
-            _check_images(images, prompts)
+            check_images(images, prompts)
             self._pending.append(self._mix.start(images, prompts, metadata))
         cosines = similarities(x0, wanted) if self._spreads else None
         if cosines is not None and self._plan == "group_anchors":
@@ -229,12 +229,3 @@ class Scorer:
             return queried
         others = queried.new_zeros(*queried.shape[:2], self._num_steps - 1)
         return torch.cat([others, queried], dim=-1)
-
-
-def _check_images(images: Tensor, prompts: list[str]) -> None:
-    if not (finite := images.isfinite()).all():
-        prompt = prompts[int(finite.flatten(1).all(1).logical_not().nonzero()[0, 0])]
-        raise DivergenceError(
-            f"the decoder made an image with values that are not finite, for prompt {prompt!r}, of latents that are: "
-            "its precision is too narrow for them; use a wider model.dtype."
-        )

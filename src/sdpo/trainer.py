@@ -284,6 +284,9 @@ class Trainer:
         if found and self.processes.is_main:
             what = f"{min(found).what} was not finite; its optimizer step, and others like it, were skipped"
             print(f"sdpo: warning: epoch {epoch}: {what}", file=sys.stderr)
+        finite = torch.stack([p.isfinite().all() for p in self.updater.parameters]).tolist()
+        if not all(finite):  # finite gradients can do that too; such weights are never saved
+            raise self._diverged(epoch, f"the weight {self.updater.names[finite.index(False)]}")
 
     def _diverged(self, epoch: int, what: str) -> DivergenceError:
         kept = self.store.epochs()

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import micro
-import torch
 
 from sdpo import Trainer
 
@@ -57,14 +56,9 @@ def test_the_stored_curve_is_reproduced(tiny_pipeline: Path, tmp_path: Path) -> 
 
 
 def test_rounding_stays_within_the_tolerance(tiny_pipeline: Path, tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if threads > 1 else 2)
-    try:
-        found = curve(tiny_pipeline, tmp_path / "run", epochs=4, train={"micro_batch": 1}, sample={"micro_batch": 3})
-    finally:
-        torch.set_num_threads(threads)
+    found = curve(tiny_pipeline, tmp_path / "run", epochs=4, train={"micro_batch": 1}, sample={"micro_batch": 3})
     stored = {name: values[:4] for name, values in json.loads(STORED.read_text())["curve"].items()}
-    assert deviation(found, stored) < TOLERANCE
+    assert deviation(found, stored) < TOLERANCE / 10
 
 
 def test_a_changed_learning_rate_does_not(tiny_pipeline: Path, tmp_path: Path) -> None:

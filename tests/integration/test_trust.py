@@ -16,7 +16,7 @@ import torch
 from conftest import Run
 from safetensors.torch import load_file
 
-from sdpo import cli
+from sdpo import Trainer, cli
 from sdpo.algorithms import SDPO
 from sdpo.checkpoint import CheckpointStore
 from sdpo.types import LossOutput
@@ -111,28 +111,33 @@ def test_or_its_step_is_skipped_and_counted(
     )
 
 
-def test_weights_and_images_that_are_not_finite(sdpo: Run, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdpo.backbones.stable_diffusion import StableDiffusion
-    from sdpo.update import Updater
+def poison(trainer: Trainer) -> None:
+    with torch.no_grad():
+        trainer.updater.parameters[0].fill_(float("nan"))
 
-    run = Updater.run
 
-    def poisoned(self: Updater, *arguments: Any) -> Any:
-        found = run(self, *arguments)
-        with torch.no_grad():
-            self.parameters[0].fill_(float("nan"))
-        return found
+def test_weights_that_are_not_finite_are_never_saved(
+    sdpo: Run, tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = Trainer._check_finite
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Updater, "run", poisoned)
-        words = (
-            "epoch 2: the log-probability of step 0 of branch 0 for prompt '",
-            "while sampling",
-            "epoch 1 is intact",
-        )
-        failed(sdpo(*command, "evaluate.every=0"), *words)
-    monkeypatch.setattr(StableDiffusion, "decode", lambda self, x: torch.full((len(x), 3, 8, 8), float("nan")))
-    failed(sdpo(*command[:-1], "other", "evaluate.every=0"), "not finite")
+    def before(self: Trainer, epoch: int) -> None:  # as by a last optimizer step that was too long
+        if epoch == 2:
+            poison(self)
+        check(self, epoch)
+
+    def after(self: Trainer, epoch: int) -> None:
+        check(self, epoch)
+        poison(self)
+
+    monkeypatch.setattr(Trainer, "_check_finite", before)
+    failed(sdpo(*command), "epoch 2: the weight ", ".weight is not finite", "epoch 1 is intact")
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").epochs() == [1]
+    monkeypatch.setattr(Trainer, "_check_finite", after)
+    words = ("epoch 3: the log-probability of step 0 of branch 0 for prompt '", "while sampling")
+    failed(sdpo(*command), *words)
+    unaveraged = [*command[:-1], "other", "evaluate.every=1", "train.ema_decay=null"]
+    failed(sdpo(*unaveraged), "the image for prompt 'cat' has values that are not finite")
 
 
 # -- disks and directories -------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from sdpo.processes import Processes
 from sdpo.prompts import Prompt
 from sdpo.rewards import PlacedReward
 from sdpo.sampler import final_images
+from sdpo.scoring import check_images
 
 TILES = 12
 
@@ -88,6 +89,7 @@ def evaluate(
 
     Raises:
         RewardError: if a reward fails.
+        DivergenceError: if an image is not finite.
     """
     everything = list(prompts) * images_per_prompt
     image_seeds = list(range(len(everything)))
@@ -108,6 +110,7 @@ def evaluate(
             for images in final_images(policy, denoiser, embeddings, texts, mine, micro_batch, decode_batch, watch):
                 rows = slice(done, done + len(images))
                 done = rows.stop
+                check_images(images, texts[rows])
                 if monitors:
                     monitors.look(images)
                 for name, reward in rewards.items():

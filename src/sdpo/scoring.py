@@ -184,7 +184,7 @@ class Scorer:
             images = torch.cat([self._backbone.decode(chunk) for chunk in latents.split(self._decode_batch)])
             owner = (chosen // (branches * steps)).tolist()
             prompts, metadata = [part.prompts[i] for i in owner], [part.metadata[i] for i in owner]
-            _check_images(images, prompts)
+            check_images(images, prompts)
             self._pending.append(self._mix.start(images, prompts, metadata))
         cosines = similarities(x0, wanted) if self._spreads else None
         if cosines is not None and self._plan == "group_anchors":
@@ -231,10 +231,15 @@ class Scorer:
         return torch.cat([others, queried], dim=-1)
 
 
-def _check_images(images: Tensor, prompts: list[str]) -> None:
+def check_images(images: Tensor, prompts: list[str]) -> None:
+    """Refuse images that no reward and no monitor can look at.
+
+    Raises:
+        DivergenceError: if a pixel is not finite; names the prompt.
+    """
     if not (finite := images.isfinite()).all():
         prompt = prompts[int(finite.flatten(1).all(1).logical_not().nonzero()[0, 0])]
         raise DivergenceError(
-            f"the decoder made an image with values that are not finite, for prompt {prompt!r}, of latents that are: "
+            f"the decoder made an image with values that are not finite, for prompt {prompt!r}: the latents are not, or "
             "its precision is too narrow for them; use a wider model.dtype."
         )

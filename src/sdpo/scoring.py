@@ -240,6 +240,6 @@ def check_images(images: Tensor, prompts: list[str]) -> None:
     if not (finite := images.isfinite()).all():
         prompt = prompts[int(finite.flatten(1).all(1).logical_not().nonzero()[0, 0])]
         raise DivergenceError(
-            f"the decoder made an image with values that are not finite, for prompt {prompt!r}: the latents are not, or "
-            "its precision is too narrow for them; use a wider model.dtype."
+            f"the decoder made an image with values that are not finite, for prompt {prompt!r}: its latents are not, "
+            "or its precision is too narrow for them; use a wider model.dtype."
         )

@@ -14,6 +14,8 @@ from sdpo.doctor.model import Patient, modules
 from sdpo.policy import Policy
 from sdpo.types import Trajectories
 
+_UNUSED = 0.1  # of the trained parameters: some families have a few that nothing depends on, such as padding tokens
+
 
 def gradients(patient: Patient, parts: list[Trajectories]) -> Iterator[Finding]:
     """The gradient of log-probabilities must reach every trained parameter, and no other.
@@ -36,19 +38,30 @@ def gradients(patient: Patient, parts: list[Trajectories]) -> Iterator[Finding]:
                 if all(g.isfinite().all() for g in reached.values()):
                     break
                 _forget(trained)
-            finite = {name for name, grad in reached.items() if grad.isfinite().all()}
-            dead = [name for name in trained if name not in finite or not reached[name].any()]
+            bad = [name for name, grad in reached.items() if not grad.isfinite().all()]
+            dead = [name for name in trained if name not in reached or not reached[name].any()]
             ours = {id(parameter) for parameter in trained.values()}
             others = ((n, p) for m in modules(backbone) for n, p in m.named_parameters() if id(p) not in ours)
             stray = [name for name, p in others if p.requires_grad or p.grad is not None]
         finally:
             _forget(trained)
-    if dead or stray:
-        what = f"none (or none that is finite) at {_some(dead)}" if dead else f"also at {_some(stray)}, which is frozen"
-        yield Finding("gradient", "FAIL", f"{what}: lora.targets names what does nothing, or the network is detached")
+    count = f"{len(trained)} trained parameters"
+    if stray or bad:
+        text = (
+            f"at {_some(stray)}, which is frozen" if stray else f"not finite at {_some(bad)}: try model.dtype=bfloat16"
+        )
+        yield Finding("gradient", "FAIL", text)
+    elif len(dead) > _UNUSED * len(trained):
+        text = (
+            f"none at {len(dead)} of {count}, such as {_some(dead[:3])}: the network is detached from what is trained"
+        )
+        yield Finding("gradient", "FAIL", text)
+    elif dead:
+        text = f"none at {_some(dead)}, of {count}: the network's output does not depend on them. They do no harm, and"
+        yield Finding("gradient", "WARN", f"{text} lora.targets can leave them out")
     else:
         note = f" ({filled} that begin at 0 held noise meanwhile)" if filled else ""
-        yield Finding("gradient", "ok", f"reaches all {len(trained)} trained parameters and no frozen one{note}")
+        yield Finding("gradient", "ok", f"reaches all {count} and no frozen one{note}")
 
 
 def _scales(policy: Policy) -> tuple[float, ...]:

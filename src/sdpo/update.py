@@ -64,7 +64,8 @@ class UpdateSettings:
 
     def visited_steps(self, num_steps: int) -> int:
         """Steps of each trajectory that one pass visits."""
-        return max(1, math.ceil(self.timestep_fraction * self.eligible_steps(num_steps)))
+        share = self.timestep_fraction * self.eligible_steps(num_steps)
+        return max(1, math.ceil(share - 1e-9))  # 0.28 of 25 is 7.000000000000001 in floating point
 
     def eligible_steps(self, num_steps: int) -> int:
         """Steps among which a pass chooses."""

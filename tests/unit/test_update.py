@@ -105,6 +105,12 @@ def test_optimizer_steps_are_counted_right() -> None:
         assert updater.lr_schedule.last_epoch == updater.settings.optimizer_steps(6, T), settings
 
 
+def test_a_fraction_of_steps_is_counted_in_whole_numbers() -> None:
+    for fraction, steps, expected in ((0.28, 25, 7), (0.28, 50, 14), (0.5, 3, 2), (0.01, 4, 1), (1.0, 50, 50)):
+        found = UpdateSettings(batch_size=1, micro_batch=1, timestep_fraction=fraction).visited_steps(steps)
+        assert found == expected, (fraction, steps)
+
+
 def shift(updater: Updater) -> Tensor:
     return updater.parameters[0].detach().clone()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,8 +28,9 @@ def preference_loss(
         beta: β, how strongly the policy is held to the base model.
 
     Returns:
-        The scalar loss with metrics `loss`, `preference_accuracy` (share of ordered pairs that the policy, relative to
-        the base model, orders alike) and `log_ratio_difference` (mean |Δ(ℓ(θ) − ℓ(ref))|).
+        The scalar loss with metrics `loss`, `clip_fraction` (0: nothing is clipped), `preference_accuracy` (share of
+        ordered pairs that the policy, relative to the base model, orders alike) and `log_ratio_difference` (mean
+        |Δ(ℓ(θ) − ℓ(ref))|).
     """
     preference = branch_pairs(advantage).sign()  # [B, P]; 1 where the first of the pair is the better one
     margin = preference * branch_pairs(log_prob - reference_log_prob)
@@ -36,6 +38,7 @@ def preference_loss(
     loss = (-F.logsigmoid(beta * margin) * use).mean()
     metrics = {
         "loss": loss,
+        "clip_fraction": torch.zeros_like(loss),
         "preference_accuracy": ((margin > 0) * use).sum() / use.sum().clamp(min=1),
         "log_ratio_difference": (margin.abs() * use).mean(),
     }

@@ -140,7 +140,7 @@ def estimate(config: Config, processes: int = 1) -> Estimate | None:
     grown = math.prod(shape[1:]) / reference * half / 2
     activations = round(one * grown * samples)
     decoding = _decoding(config, size, half)
-    names = {*config.rewards, *([config.evaluate.judge] if config.evaluate.judge else [])}
+    names = {*config.rewards, *config.evaluate.observers}
     rewards = sum(1_000_000 * source.megabytes for name in names for source in SOURCES.get(name, ()))
     stays = base.total - (parts["text encoders"] if model.text_encoders != "keep" else 0)
     resident = 0 if config.scoring.offload else rewards

@@ -67,6 +67,12 @@ def test_every_term_of_sd_turbo() -> None:
     assert everything.parts["network"] == 4 * 865_910_724
 
 
+def test_every_reward_that_an_evaluation_asks_takes_its_memory() -> None:
+    alone, beside = (estimate(Config.load("pickscore", evaluate={"held_out": held})) for held in ([], ["aesthetic"]))
+    assert alone is not None and beside is not None
+    assert beside.rewards - alone.rewards == 1_715_000_000 and beside.scoring - alone.scoring == 1_715_000_000
+
+
 def test_published_sizes_are_those_of_the_presets() -> None:
     paths = {Config.load(name).model.path for name in ("aesthetic", "sdxl-turbo-pickscore", "lcm-aesthetic")}
     assert paths <= set(PUBLISHED)

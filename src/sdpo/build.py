@@ -17,7 +17,7 @@ import torch
 
 from sdpo.advantages import GroupNormalizer, Normalizer, PairNormalizer, StepwiseNormalizer
 from sdpo.algorithms import Algorithm
-from sdpo.backbones import Backbone, PipelineBackbone, check_path, load_backbone, peek, wrap_pipeline
+from sdpo.backbones import Backbone, PipelineBackbone, load_backbone, peek, wrap_pipeline
 from sdpo.config import Config, ModelConfig, TrainConfig
 from sdpo.denoisers import Denoiser
 from sdpo.errors import UserError
@@ -105,7 +105,7 @@ def check_references(config: Config) -> None:
     """What a configuration names and a dry run can look for without loading it: rewards, prompts, a local model.
 
     Raises:
-        UserError: if something is not there.
+        UserError: if something is not there, or the model's only step has nothing to learn from.
     """
     for name in [*config.rewards, *config.evaluate.observers]:
         check_reward_name(name)
@@ -113,7 +113,7 @@ def check_references(config: Config) -> None:
     for source in (config.prompts.train, config.prompts.unseen):
         if source is not None:
             load_prompts(source)
-    check_path(config.model.path)
+    _check_density(config, _ends_random(config) or config.sample.num_steps > 1)
 
 
 def load_rewards(
@@ -172,12 +172,16 @@ def build_denoiser(config: Config, backbone: Backbone) -> Denoiser:
     denoiser = backbone.denoiser(sample.num_steps, sample.eta)
     for count in config.evaluate.steps:
         backbone.denoiser(count, sample.eta)
-    if config.build_algorithm().needs_log_prob and not denoiser.stochastic.any():
-        raise UserError(
-            f"sample.num_steps is {sample.num_steps}, whose only step is deterministic on this model's schedule and "
-            "has no log-probability to learn from: use sample.num_steps=2 or more"
-        )
+    _check_density(config, bool(denoiser.stochastic.any()))
     return denoiser
+
+
+def _check_density(config: Config, has_density: bool) -> None:
+    if config.build_algorithm().needs_log_prob and not has_density:
+        raise UserError(
+            f"sample.num_steps is {config.sample.num_steps}, whose only step is deterministic on this model's schedule "
+            "and has no log-probability to learn from: use sample.num_steps=2 or more"
+        )
 
 
 def compile_network(
@@ -248,6 +252,11 @@ def update_settings(
     )
 
 
+def _ends_random(config: Config) -> bool:
+    """Whether the last step has a density, as far as that is known before the model is loaded."""
+    return peek(config.model.path).ends_random(config.model.scheduler)
+
+
 def shares_first_step(config: Config, ends_random: bool = True) -> bool:
     """Whether branches, which begin at one latent, share the network evaluation of the first step.
 
@@ -286,10 +295,9 @@ def build_updater(
 
 
 def cost(config: Config) -> str:
-    """What a run will cost, in two lines that YAML takes for comments."""
+    """What a run will cost, in two lines that YAML takes for comments; `check_references` comes before."""
     sample, algorithm = config.sample, config.build_algorithm()
-    known = peek(config.model.path)
-    ends_random = known.ends_random(config.model.scheduler)
+    known, ends_random = peek(config.model.path), _ends_random(config)
     settings = update_settings(config, ends_random=ends_random)
     trajectories = sample.prompts_per_epoch * algorithm.branches
     queries = {"final": 1, "all": sample.num_steps}.get(algorithm.reward_plan, min(3, sample.num_steps))

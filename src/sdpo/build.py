@@ -17,13 +17,14 @@ import torch
 
 from sdpo.advantages import GroupNormalizer, Normalizer, PairNormalizer, StepwiseNormalizer
 from sdpo.algorithms import Algorithm
-from sdpo.backbones import Backbone, PipelineBackbone, load_backbone, peek, wrap_pipeline
+from sdpo.backbones import Backbone, PipelineBackbone, load_backbone, wrap_pipeline
 from sdpo.config import Config, ModelConfig, TrainConfig
 from sdpo.denoisers import Denoiser
 from sdpo.errors import UserError
 from sdpo.files import write_whole
 from sdpo.guard import check_rules
 from sdpo.micro_batch import common, default_samples, even, sampling_call, search, update_call
+from sdpo.model_sizes import peek
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.processes import Processes, check_device
 from sdpo.prompts import load_prompts
@@ -257,7 +258,7 @@ def _ends_random(config: Config) -> bool:
     return peek(config.model.path).ends_random(config.model.scheduler)
 
 
-def shares_first_step(config: Config, ends_random: bool = True) -> bool:
+def shares_first_step(config: Config, ends_random: bool) -> bool:
     """Whether branches, which begin at one latent, share the network evaluation of the first step.
 
     `auto` shares where the update visits no other step: its network calls then have the same batches as those of
@@ -294,6 +295,12 @@ def build_updater(
     return Updater(policy, algorithm, settings, optimizer, schedule, ema, all_reduce)
 
 
+def optimizer_steps(config: Config) -> int:
+    """Of an epoch, as far as that is known before the model is loaded."""
+    settings = update_settings(config, ends_random=_ends_random(config))
+    return settings.optimizer_steps(config.sample.prompts_per_epoch, config.sample.num_steps)
+
+
 def cost(config: Config) -> str:
     """What a run will cost, in two lines that YAML takes for comments; `check_references` comes before."""
     sample, algorithm = config.sample, config.build_algorithm()
@@ -301,7 +308,7 @@ def cost(config: Config) -> str:
     settings = update_settings(config, ends_random=ends_random)
     trajectories = sample.prompts_per_epoch * algorithm.branches
     queries = {"final": 1, "all": sample.num_steps}.get(algorithm.reward_plan, min(3, sample.num_steps))
-    updates = settings.optimizer_steps(sample.prompts_per_epoch, sample.num_steps)
+    updates = optimizer_steps(config)
     guidance = 2 if sample.guidance_scale != 1 and not known.embeds_guidance else 1
     # What one evaluation or query a group spares at the first step, which all its branches have in common.
     shared = trajectories - sample.prompts_per_epoch if shares_first_step(config, ends_random) else 0
@@ -466,7 +473,7 @@ def batch_arithmetic(config: Config, processes: int) -> str:
     check_processes(config, processes)
     sample, train = config.sample, config.train
     share = train.batch_size // processes
-    steps = update_settings(config).optimizer_steps(sample.prompts_per_epoch, sample.num_steps)
+    steps = optimizer_steps(config)
     if train.micro_batch == "auto":
         calls = "in micro-batches that are found when training starts"
     else:
@@ -475,7 +482,7 @@ def batch_arithmetic(config: Config, processes: int) -> str:
     return (
         f"# batches: {sample.prompts_per_epoch} groups an epoch = {sample.prompts_per_epoch // train.batch_size} × "
         f"{train.batch_size}; {train.batch_size} a step over {processes} process{'es' * (processes > 1)} = {share} "
-        f"each, {calls}; {steps} optimizer steps an epoch, fewer where the last step has no density"
+        f"each, {calls}; {steps} optimizer steps an epoch"
     )
 
 

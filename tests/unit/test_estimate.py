@@ -13,8 +13,10 @@ from pipelines import PIPELINES
 
 from sdpo import build
 from sdpo.config import Config
+from sdpo.doctor.machine import batches
 from sdpo.memory import estimate
-from sdpo.model_sizes import PUBLISHED, latent_shape, model_size
+from sdpo.model_sizes import PUBLISHED, latent_shape, model_size, peek
+from sdpo.prompts import load_prompts
 
 CPU = torch.device("cpu")
 
@@ -34,6 +36,7 @@ def test_files_tell_what_the_loaded_model_has(pipeline_path: Callable[[str], Pat
     assert size.text == count(*backbone.text_modules())
     assert math.prod(latent_shape(size)) == math.prod(backbone.latent_shape)
     assert size.embeds_guidance == (backbone.guidance == "embedded")
+    assert peek(str(pipeline_path(name))).ends_random(None) == backbone.denoiser(4, 1.0).ends_random
     build.prepare_training(backbone, config)
     assert 3 * size.lora == sum(p.numel() for p in backbone.trainable_parameters().values())
 
@@ -71,6 +74,20 @@ def test_every_reward_that_an_evaluation_asks_takes_its_memory() -> None:
     alone, beside = (estimate(Config.load("pickscore", evaluate={"held_out": held})) for held in ([], ["aesthetic"]))
     assert alone is not None and beside is not None
     assert beside.rewards - alone.rewards == 1_715_000_000 and beside.scoring - alone.scoring == 1_715_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluations"),
+    [("lcm-aesthetic", "1024 network evaluations without and 768"), ("sana-sprint-pickscore", "1024 network evaluations "
+     "without and 768"), ("flux-schnell-hpsv2", "512 network evaluations without and 384"),
+     ("sdxl-turbo-pickscore", "1024 network evaluations without and 1024")],
+)  # fmt: skip
+def test_the_cost_of_published_models_knows_their_schedule_and_guidance(name: str, evaluations: str) -> None:
+    config = Config.load(name)
+    steps = "8 optimizer steps" if name.startswith("sdxl") else "6 optimizer steps"
+    assert f"{evaluations} with gradient, {steps}" in build.cost(config)
+    assert f"{steps} an epoch" in build.batch_arithmetic(config, 1)
+    assert steps in next(batches(config, load_prompts(config.prompts.train))).text
 
 
 def test_published_sizes_are_those_of_the_presets() -> None:

@@ -25,7 +25,7 @@ _PATIENCE = 5.0  # seconds for the hub to answer
 def batches(config: Config, prompts: Sequence[Prompt]) -> Iterator[Finding]:
     """Whether the numbers of a run go together; those that cannot are refused with the configuration."""
     sample, train, algorithm = config.sample, config.train, config.build_algorithm()
-    steps = build.update_settings(config).optimizer_steps(sample.prompts_per_epoch, sample.num_steps)
+    steps = build.optimizer_steps(config)
     legal = [str(n) for n in range(1, train.batch_size + 1) if train.batch_size % n == 0][:8]
     yield Finding(
         "batches",

@@ -14,7 +14,7 @@ from pipelines import PIPELINES
 from sdpo import build
 from sdpo.config import Config
 from sdpo.doctor.machine import batches
-from sdpo.memory import estimate
+from sdpo.memory import describe, estimate
 from sdpo.model_sizes import PUBLISHED, latent_shape, model_size, peek
 from sdpo.prompts import load_prompts
 
@@ -88,6 +88,10 @@ def test_the_cost_of_published_models_knows_their_schedule_and_guidance(name: st
     assert f"{evaluations} with gradient, {steps}" in build.cost(config)
     assert f"{steps} an epoch" in build.batch_arithmetic(config, 1)
     assert steps in next(batches(config, load_prompts(config.prompts.train))).text
+
+
+def test_small_parts_are_not_told_as_none() -> None:
+    assert "LoRA 8.22 MB" in describe(Config.load("emoji"))
 
 
 def test_published_sizes_are_those_of_the_presets() -> None:

@@ -13,11 +13,12 @@ import torch
 from sdpo import build
 from sdpo.backbones import check_path
 from sdpo.config import Config, check_same_run
-from sdpo.doctor.finding import Finding, Status, gigabytes
+from sdpo.doctor.finding import Finding, Status
 from sdpo.errors import UserError
 from sdpo.memory import Memory, checkpoint_bytes
 from sdpo.prompts import Prompt
 from sdpo.rewards.sources import SOURCES, to_download
+from sdpo.units import gigabytes
 
 _PATIENCE = 5.0  # seconds for the hub to answer
 

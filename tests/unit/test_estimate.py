@@ -53,13 +53,13 @@ def test_every_term_of_sd_turbo() -> None:
     }
     assert found.memory.training == 4 * 207_488 * (4 + 8)
     latent = 2 * 4 * 64 * 64 * 4  # of a pair, in bytes
-    assert found.memory.trajectories == (128 * 51 + 4 * (3 * 50 + 1)) * latent
+    assert found.memory.trajectories == (128 * 51 + 2 * (3 * 50 + 1)) * latent
     assert found.activations == 2 * 660_000_000 and found.rewards == 1_715_000_000
-    assert found.update == found.memory.total - found.parts["text encoders"] + found.activations
+    assert found.update == found.memory.total - found.parts["text encoders"] + 2 * found.activations
     assert found.decoding == 4 * 4 * 256 * 512 * 512 * 2
     assert found.peak < 8e9
 
-    changed = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": 3, "ema_decay": 0.9})})
+    changed = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": 4, "ema_decay": 0.9})})
     more = estimate(changed, processes=2)
     assert more is not None and more.update - more.memory.total == found.update - found.memory.total + 2 * (
         found.activations

@@ -17,13 +17,14 @@ import torch
 
 from sdpo.advantages import GroupNormalizer, Normalizer, PairNormalizer, StepwiseNormalizer
 from sdpo.algorithms import Algorithm
-from sdpo.backbones import Backbone, PipelineBackbone, check_path, load_backbone, peek, wrap_pipeline
+from sdpo.backbones import Backbone, PipelineBackbone, load_backbone, wrap_pipeline
 from sdpo.config import Config, ModelConfig, TrainConfig
 from sdpo.denoisers import Denoiser
 from sdpo.errors import UserError
 from sdpo.files import write_whole
 from sdpo.guard import check_rules
 from sdpo.micro_batch import common, default_samples, even, sampling_call, search, update_call
+from sdpo.model_sizes import peek
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.processes import Processes, check_device
 from sdpo.prompts import load_prompts
@@ -105,7 +106,7 @@ def check_references(config: Config) -> None:
     """What a configuration names and a dry run can look for without loading it: rewards, prompts, a local model.
 
     Raises:
-        UserError: if something is not there.
+        UserError: if something is not there, or the model's only step has nothing to learn from.
     """
     for name in [*config.rewards, *config.evaluate.observers]:
         check_reward_name(name)
@@ -113,7 +114,7 @@ def check_references(config: Config) -> None:
     for source in (config.prompts.train, config.prompts.unseen):
         if source is not None:
             load_prompts(source)
-    check_path(config.model.path)
+    _check_density(config, _ends_random(config) or config.sample.num_steps > 1)
 
 
 def load_rewards(
@@ -172,12 +173,16 @@ def build_denoiser(config: Config, backbone: Backbone) -> Denoiser:
     denoiser = backbone.denoiser(sample.num_steps, sample.eta)
     for count in config.evaluate.steps:
         backbone.denoiser(count, sample.eta)
-    if config.build_algorithm().needs_log_prob and not denoiser.stochastic.any():
-        raise UserError(
-            f"sample.num_steps is {sample.num_steps}, whose only step is deterministic on this model's schedule and "
-            "has no log-probability to learn from: use sample.num_steps=2 or more"
-        )
+    _check_density(config, bool(denoiser.stochastic.any()))
     return denoiser
+
+
+def _check_density(config: Config, has_density: bool) -> None:
+    if config.build_algorithm().needs_log_prob and not has_density:
+        raise UserError(
+            f"sample.num_steps is {config.sample.num_steps}, whose only step is deterministic on this model's schedule "
+            "and has no log-probability to learn from: use sample.num_steps=2 or more"
+        )
 
 
 def compile_network(
@@ -248,7 +253,12 @@ def update_settings(
     )
 
 
-def shares_first_step(config: Config, ends_random: bool = True) -> bool:
+def _ends_random(config: Config) -> bool:
+    """Whether the last step has a density, as far as that is known before the model is loaded."""
+    return peek(config.model.path).ends_random(config.model.scheduler)
+
+
+def shares_first_step(config: Config, ends_random: bool) -> bool:
     """Whether branches, which begin at one latent, share the network evaluation of the first step.
 
     `auto` shares where the update visits no other step: its network calls then have the same batches as those of
@@ -285,15 +295,20 @@ def build_updater(
     return Updater(policy, algorithm, settings, optimizer, schedule, ema, all_reduce)
 
 
+def optimizer_steps(config: Config) -> int:
+    """Of an epoch, as far as that is known before the model is loaded."""
+    settings = update_settings(config, ends_random=_ends_random(config))
+    return settings.optimizer_steps(config.sample.prompts_per_epoch, config.sample.num_steps)
+
+
 def cost(config: Config) -> str:
-    """What a run will cost, in two lines that YAML takes for comments."""
+    """What a run will cost, in two lines that YAML takes for comments; `check_references` comes before."""
     sample, algorithm = config.sample, config.build_algorithm()
-    known = peek(config.model.path)
-    ends_random = known.ends_random(config.model.scheduler)
+    known, ends_random = peek(config.model.path), _ends_random(config)
     settings = update_settings(config, ends_random=ends_random)
     trajectories = sample.prompts_per_epoch * algorithm.branches
     queries = {"final": 1, "all": sample.num_steps}.get(algorithm.reward_plan, min(3, sample.num_steps))
-    updates = settings.optimizer_steps(sample.prompts_per_epoch, sample.num_steps)
+    updates = optimizer_steps(config)
     guidance = 2 if sample.guidance_scale != 1 and not known.embeds_guidance else 1
     # What one evaluation or query a group spares at the first step, which all its branches have in common.
     shared = trajectories - sample.prompts_per_epoch if shares_first_step(config, ends_random) else 0
@@ -458,7 +473,7 @@ def batch_arithmetic(config: Config, processes: int) -> str:
     check_processes(config, processes)
     sample, train = config.sample, config.train
     share = train.batch_size // processes
-    steps = update_settings(config).optimizer_steps(sample.prompts_per_epoch, sample.num_steps)
+    steps = optimizer_steps(config)
     if train.micro_batch == "auto":
         calls = "in micro-batches that are found when training starts"
     else:
@@ -467,7 +482,7 @@ def batch_arithmetic(config: Config, processes: int) -> str:
     return (
         f"# batches: {sample.prompts_per_epoch} groups an epoch = {sample.prompts_per_epoch // train.batch_size} × "
         f"{train.batch_size}; {train.batch_size} a step over {processes} process{'es' * (processes > 1)} = {share} "
-        f"each, {calls}; {steps} optimizer steps an epoch, fewer where the last step has no density"
+        f"each, {calls}; {steps} optimizer steps an epoch"
     )
 
 
@@ -476,9 +491,9 @@ def memory_knobs(config: Config, now: MicroBatches | None = None) -> str:
     scoring = config.scoring
     update, sample = (now.update, now.sample) if now else (config.train.micro_batch, config.sample.micro_batch)
     return (
-        f"None of these changes the result: train.micro_batch (now {update}), sample.micro_batch (now "
-        f"{sample}), train.gradient_checkpointing=true, scoring.decode_batch (now {scoring.decode_batch}), "
-        f"scoring.batch_size (now {scoring.batch_size}), scoring.offload=true, model.text_encoders=cpu. These do: "
+        f"None of these changes the result (below float32 the first two must be equal): train.micro_batch (now "
+        f"{update}), sample.micro_batch (now {sample}), train.gradient_checkpointing=true, scoring.decode_batch (now "
+        f"{scoring.decode_batch}), scoring.batch_size (now {scoring.batch_size}), scoring.offload=true, model.text_encoders=cpu. These do: "
         "model.dtype=bfloat16, model.quantize=int8 or nf4, train.optimizer=adamw8bit, a smaller lora.rank, "
         "model.height and model.width."
     )

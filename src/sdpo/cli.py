@@ -22,6 +22,7 @@ from sdpo.errors import UserError
 from sdpo.interrupt import Terminated
 from sdpo.rewards import DESCRIPTIONS
 from sdpo.secrets import redact
+from sdpo.units import gigabytes
 
 if TYPE_CHECKING:
     from sdpo.bench import Measured
@@ -352,7 +353,7 @@ def _bench_tables(measured: Measured) -> Group:
     limit.add_row("limit (at its best)", "", "", "", f"{measured.limit:.3f}", style="bold")
     line = (
         f"epoch / limit: {measured.ratio:.3f} (median; each: {', '.join(f'{r:.3f}' for r in measured.ratios)})\n"
-        f"{measured.samples_per_second:.1f} trajectories a second; peak memory {measured.peak_bytes / 1e9:.2f} GB; "
+        f"{measured.samples_per_second:.1f} trajectories a second; peak memory {gigabytes(measured.peak_bytes)}; "
         f"encoding all prompts, once a run: {measured.encode:.3f} s"
     )
     return Group(epoch, limit, line)
@@ -374,7 +375,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _rewards(arguments: argparse.Namespace) -> None:
     console.print(f"{'name':23} {'scores':13} {'weights':>7}  {'licence':16} what it is")
     for d in DESCRIPTIONS:
-        console.print(f"{d.name:23} {d.range:13} {d.size:>7}  {d.licence:16} {d.text}")
+        console.print(f"{d.name:23} {d.range:13} {gigabytes(d.size) if d.size else '-':>7}  {d.licence:16} {d.text}")
     console.print(f"{'my_module:my_reward':23} {'yours':13} {'-':>7}  {'':16} your own callable: see docs/rewards.md")
 
 

@@ -10,6 +10,7 @@ from sdpo.build import decode_batch_of, memory_knobs
 from sdpo.config import Config
 from sdpo.model_sizes import ModelSize, latent_shape, model_size
 from sdpo.rewards.sources import SOURCES
+from sdpo.units import gigabytes
 
 _FLOAT = 4
 _OPTIMIZER = {"adamw": 8, "adamw8bit": 2}  # bytes of state a trained parameter
@@ -140,7 +141,7 @@ def estimate(config: Config, processes: int = 1) -> Estimate | None:
     grown = math.prod(shape[1:]) / reference * half / 2
     activations = round(one * grown * samples)
     decoding = _decoding(config, size, half)
-    names = {*config.rewards, *([config.evaluate.judge] if config.evaluate.judge else [])}
+    names = {*config.rewards, *config.evaluate.observers}
     rewards = sum(1_000_000 * source.megabytes for name in names for source in SOURCES.get(name, ()))
     stays = base.total - (parts["text encoders"] if model.text_encoders != "keep" else 0)
     resident = 0 if config.scoring.offload else rewards
@@ -172,15 +173,18 @@ def describe(config: Config, processes: int = 1) -> str:
     """
     found = estimate(config, processes)
     if found is None:
-        return f"# memory: not known for {config.model.path}; with model.path a local copy of it, its files tell"
-    parts = ", ".join(f"{name} {_gigabytes(n)}" for name, n in found.parts.items())
+        return (
+            f"# memory: not known for {config.model.path}; with model.path a local copy of it, its files tell. The "
+            "cost above is that of a model whose last step has a density and whose guidance takes a second evaluation"
+        )
+    parts = ", ".join(f"{name} {gigabytes(n)}" for name, n in found.parts.items())
     kept, update, decoding = found.lines
-    peaks = f"start {_gigabytes(found.start)}, scoring {_gigabytes(found.scoring)}, update {_gigabytes(found.update)}"
+    peaks = f"start {gigabytes(found.start)}, scoring {gigabytes(found.scoring)}, update {gigabytes(found.update)}"
     return (
-        f"# memory of a process, estimated: weights {_gigabytes(found.memory.weights)} ({parts}); gradients and "
-        f"optimizer {_gigabytes(found.memory.training)}; trajectories {_gigabytes(found.memory.trajectories)} "
-        f"({kept}); rewards {_gigabytes(found.rewards)}; activations of a group {_gigabytes(found.activations)} "
-        f"({update}); decoding {_gigabytes(found.decoding)} ({decoding})\n"
+        f"# memory of a process, estimated: weights {gigabytes(found.memory.weights)} ({parts}); gradients and "
+        f"optimizer {gigabytes(found.memory.training)}; trajectories {gigabytes(found.memory.trajectories)} "
+        f"({kept}); rewards {gigabytes(found.rewards)}; activations of a group {gigabytes(found.activations)} "
+        f"({update}); decoding {gigabytes(found.decoding)} ({decoding})\n"
         f"# peaks: {peaks}; activations may be off by a third, and libraries take half a gigabyte besides\n"
         f"# where it does not fit: {memory_knobs(config)}"
     )
@@ -196,7 +200,3 @@ def _decoding(config: Config, size: ModelSize, half: int) -> int:
     images = decode_batch_of(config, size.size) if height * width <= 1024**2 else 1
     pixels = min(height * width, 1024**2)
     return images * 4 * size.channels * pixels * (4 if size.upcasts else half)
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"

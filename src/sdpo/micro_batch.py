@@ -1,4 +1,7 @@
-"""How many groups the machine takes in one network call: a matter of speed and memory, not of the result."""
+"""How many groups the machine takes in one network call: a matter of speed and memory.
+
+Not of the result, as long as below float32 sampling and update take equally many: see `build.micro_batches`.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdpo.backbones import check_path, family_of
+from sdpo.backbones import Peek, check_path, family_of, pipeline_index
 from sdpo.config import Config
 from sdpo.errors import UserError
 
@@ -29,6 +29,7 @@ class ModelSize:
         kept: bytes in half precision that the backward pass of one sample of 64 × 64 latents keeps (of 32 × 32 for a
             decoder of 32 pixels a latent).
         checkpointed: the same under gradient checkpointing: the blocks' inputs, and one block that is recomputed.
+        scheduler: its class.
         channels: of the decoder at full resolution.
         embeds_guidance: whether guidance needs no second evaluation.
         upcasts: whether the decoder runs in float32 where the model is in float16.
@@ -43,6 +44,7 @@ class ModelSize:
     size: tuple[int, int]
     kept: float
     checkpointed: float
+    scheduler: str = "FlowMatchEulerDiscreteScheduler"
     channels: int = 256
     embeds_guidance: bool = False
     upcasts: bool = False
@@ -50,12 +52,43 @@ class ModelSize:
 
 # Counted on the architectures that the hub's config.json files describe, without weights; `kept` is what autograd saves
 # there for a LoRA's backward pass with fused attention.
-_SD_TURBO = ModelSize(865_910_724, 301_219_840, 207_488, 340_387_840, 83_653_863, (4, 8), (512, 512), 0.66e9, 0.24e9)
+_SD_TURBO = ModelSize(
+    865_910_724,
+    301_219_840,
+    207_488,
+    340_387_840,
+    83_653_863,
+    (4, 8),
+    (512, 512),
+    0.66e9,
+    0.24e9,
+    "EulerDiscreteScheduler",
+)
 _LCM = ModelSize(
-    859_602_884, 270_131_200, 199_296, 123_060_480, 83_653_863, (4, 8), (768, 768), 0.71e9, 0.29e9, embeds_guidance=True
+    859_602_884,
+    270_131_200,
+    199_296,
+    123_060_480,
+    83_653_863,
+    (4, 8),
+    (768, 768),
+    0.71e9,
+    0.29e9,
+    "LCMScheduler",
+    embeds_guidance=True,
 )
 _SDXL = ModelSize(
-    2_567_463_684, 2_232_647_680, 1_451_520, 817_720_320, 83_653_863, (4, 8), (512, 512), 1.21e9, 0.36e9, upcasts=True
+    2_567_463_684,
+    2_232_647_680,
+    1_451_520,
+    817_720_320,
+    83_653_863,
+    (4, 8),
+    (512, 512),
+    1.21e9,
+    0.36e9,
+    "EulerAncestralDiscreteScheduler",
+    upcasts=True,
 )
 _SD35 = ModelSize(
     8_056_627_520, 8_053_694_464, 1_473_792, 5_580_031_000, 83_821_011, (16, 8), (1024, 1024), 4.35e9, 0.37e9
@@ -76,6 +109,7 @@ _SANA = ModelSize(
     (1024, 1024),
     4.24e9,
     0.31e9,
+    "SCMScheduler",
     embeds_guidance=True,
 )
 PUBLISHED = {
@@ -97,6 +131,19 @@ _LIKE = {  # whose activations those of a local directory's class are reckoned f
     "ZImagePipeline": _Z_IMAGE,
     "SanaSprintPipeline": _SANA,
 }
+
+
+def peek(path: str) -> Peek:
+    """What is known of a model's scheduler and guidance before it is loaded.
+
+    Raises:
+        UserError: if a local file is damaged.
+    """
+    local = check_path(path)
+    if local is not None:
+        return Peek.at(local, pipeline_index(local))
+    known = PUBLISHED.get(path)
+    return Peek(known.scheduler, known.embeds_guidance) if known is not None else Peek()
 
 
 def model_size(config: Config) -> ModelSize | None:
@@ -121,9 +168,10 @@ def latent_shape(size: ModelSize) -> tuple[int, int, int]:
 
 def _read(directory: Path, config: Config) -> ModelSize:
     """Counts of a pipeline's directory; activations in proportion to the table's model of its class, by width."""
+    index = pipeline_index(directory)
+    name, known = index["_class_name"], Peek.at(directory, index)
+    family = family_of(name)
     try:
-        name = json.loads((directory / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-        family = family_of(name)
         network = _shapes(directory / family.component)
         vae = json.loads((directory / "vae" / "config.json").read_text(encoding="utf-8"))
         settings = json.loads((directory / family.component / "config.json").read_text(encoding="utf-8"))
@@ -147,7 +195,8 @@ def _read(directory: Path, config: Config) -> ModelSize:
         kept=like.kept * share,
         checkpointed=like.checkpointed * share,
         channels=2 * min(blocks),
-        embeds_guidance=bool(settings.get("guidance_embeds") or settings.get("time_cond_proj_dim")),
+        scheduler=known.scheduler,
+        embeds_guidance=known.embeds_guidance,
         upcasts=bool(vae.get("force_upcast")) and config.model.dtype == "float16",
     )
 

@@ -32,7 +32,7 @@ class UpdateSettings:
 
     Attributes:
         batch_size: groups an optimizer step.
-        micro_batch: groups a network call; changes speed and memory only.
+        micro_batch: groups a network call; changes speed and memory only, if below float32 sampling has the same.
         inner_epochs: passes over the trajectories, each with its own order of steps; batches keep their members.
         timestep_fraction: share of each trajectory's shuffled steps that is visited.
         max_grad_norm: global gradient-norm clip.

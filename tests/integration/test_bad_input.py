@@ -51,6 +51,16 @@ def test_train_refuses(sdpo: Run, arguments: list[str], words: list[str]) -> Non
     refused(sdpo("train", *arguments), *words)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["train", "--dry-run"], ["compare", "--dry-run", "--algorithms", "sdpo"], ["doctor"]],
+    ids=lambda c: c[0],
+)
+def test_an_only_step_without_density_is_refused_before_the_model_is_loaded(sdpo: Run, command: list[str]) -> None:
+    words = ["model.scheduler={name: LCMScheduler}", "sample.num_steps=1", "algorithm.credit=step"]
+    refused(sdpo(*command, "emoji", *words), "only step is deterministic", "sample.num_steps=2")
+
+
 def test_empty_prompt_file_and_output_that_is_a_file(sdpo: Run, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n# only a comment\n")
     refused(sdpo("train", "emoji", "prompts.train=empty.txt"), "empty.txt", "empty")

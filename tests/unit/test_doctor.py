@@ -160,6 +160,26 @@ def test_a_network_that_draws_random_numbers_is_found(patient: Patient, monkeypa
     assert one(model.log_ratio(patient, parts)).status == "WARN"
 
 
+@pytest.mark.filterwarnings("ignore:sample.micro_batch")
+@pytest.mark.parametrize(("sampled", "updated"), [(4, 4), (4, 1), ("auto", "auto")])
+def test_micro_batches_that_round_differently_are_found(
+    tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch, sampled: Any, updated: Any
+) -> None:
+    sample = {"num_steps": 3, "prompts_per_epoch": 8, "micro_batch": sampled}
+    train = {"batch_size": 4, "micro_batch": updated}
+    model_config = {"path": str(tiny_pipeline), "dtype": "bfloat16"}
+    chosen = config(tiny_pipeline, model=model_config, sample=sample, train=train, device="cpu")
+    patient = Patient.admit(chosen, [Prompt("cat"), Prompt("dog")], torch.device("cpu"))
+    clean = patient.backbone.network
+    rounded = lambda latents, *rest: clean(latents, *rest) * (1 + 1e-2 * len(latents))  # noqa: E731
+    monkeypatch.setattr(patient.backbone, "network", rounded)
+    found = one(model.log_ratio(patient, patient.sample()))
+    if sampled == updated:
+        assert found.status == "ok"
+    else:
+        assert found.status == "FAIL" and "sample.micro_batch (now 4) and train.micro_batch (now 1) equal" in found.text
+
+
 def test_values_that_are_not_finite_are_found(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = patient.sample()
     parts[1].log_prob[0, 1, 2] = torch.nan

@@ -13,8 +13,10 @@ from pipelines import PIPELINES
 
 from sdpo import build
 from sdpo.config import Config
-from sdpo.memory import estimate
-from sdpo.model_sizes import PUBLISHED, latent_shape, model_size
+from sdpo.doctor.machine import batches
+from sdpo.memory import describe, estimate
+from sdpo.model_sizes import PUBLISHED, latent_shape, model_size, peek
+from sdpo.prompts import load_prompts
 
 CPU = torch.device("cpu")
 
@@ -34,6 +36,7 @@ def test_files_tell_what_the_loaded_model_has(pipeline_path: Callable[[str], Pat
     assert size.text == count(*backbone.text_modules())
     assert math.prod(latent_shape(size)) == math.prod(backbone.latent_shape)
     assert size.embeds_guidance == (backbone.guidance == "embedded")
+    assert peek(str(pipeline_path(name))).ends_random(None) == backbone.denoiser(4, 1.0).ends_random
     build.prepare_training(backbone, config)
     assert 3 * size.lora == sum(p.numel() for p in backbone.trainable_parameters().values())
 
@@ -50,13 +53,13 @@ def test_every_term_of_sd_turbo() -> None:
     }
     assert found.memory.training == 4 * 207_488 * (4 + 8)
     latent = 2 * 4 * 64 * 64 * 4  # of a pair, in bytes
-    assert found.memory.trajectories == (128 * 51 + 4 * (3 * 50 + 1)) * latent
+    assert found.memory.trajectories == (128 * 51 + 2 * (3 * 50 + 1)) * latent
     assert found.activations == 2 * 660_000_000 and found.rewards == 1_715_000_000
-    assert found.update == found.memory.total - found.parts["text encoders"] + found.activations
+    assert found.update == found.memory.total - found.parts["text encoders"] + 2 * found.activations
     assert found.decoding == 4 * 4 * 256 * 512 * 512 * 2
     assert found.peak < 8e9
 
-    changed = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": 3, "ema_decay": 0.9})})
+    changed = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch": 4, "ema_decay": 0.9})})
     more = estimate(changed, processes=2)
     assert more is not None and more.update - more.memory.total == found.update - found.memory.total + 2 * (
         found.activations
@@ -65,6 +68,34 @@ def test_every_term_of_sd_turbo() -> None:
     everything = estimate(config.model_copy(update={"lora": None, "model": config.model}))
     assert everything is not None and everything.memory.training == 865_910_724 * (4 + 8 + 4)
     assert everything.parts["network"] == 4 * 865_910_724
+
+
+def test_every_reward_that_an_evaluation_asks_takes_its_memory() -> None:
+    alone, beside = (estimate(Config.load("pickscore", evaluate={"held_out": held})) for held in ([], ["aesthetic"]))
+    assert alone is not None and beside is not None
+    assert beside.rewards - alone.rewards == 1_715_000_000 and beside.scoring - alone.scoring == 1_715_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "forward", "backward", "updates"),
+    [
+        ("lcm-aesthetic", 1024, 768, 6),
+        ("sana-sprint-pickscore", 1024, 768, 6),
+        ("flux-schnell-hpsv2", 512, 384, 6),
+        ("sdxl-turbo-pickscore", 1024, 1024, 8),
+    ],
+)
+def test_the_cost_of_published_models_knows_their_schedule_and_guidance(
+    name: str, forward: int, backward: int, updates: int
+) -> None:
+    config, steps = Config.load(name), f"{updates} optimizer steps"
+    assert f"{forward} network evaluations without and {backward} with gradient, {steps}" in build.cost(config)
+    assert f"{steps} an epoch" in build.batch_arithmetic(config, 1)
+    assert steps in next(batches(config, load_prompts(config.prompts.train))).text
+
+
+def test_small_parts_are_not_told_as_none() -> None:
+    assert "LoRA 8.22 MB" in describe(Config.load("emoji"))
 
 
 def test_published_sizes_are_those_of_the_presets() -> None:

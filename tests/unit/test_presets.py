@@ -31,6 +31,12 @@ def test_the_presets_of_real_few_step_models() -> None:
     assert Config.load("sana-sprint-pickscore").sample.guidance_scale == 4.5
 
 
+@pytest.mark.parametrize("name", preset_names())
+def test_below_float32_sampling_and_update_share_a_micro_batch(name: str) -> None:
+    config = Config.load(name)
+    assert config.model.dtype == "float32" or config.sample.micro_batch == config.train.micro_batch
+
+
 @pytest.mark.parametrize("name", ["aesthetic-1gpu", "aesthetic-4gpu"])
 def test_variants_for_other_machines_are_the_same_experiment(name: str) -> None:
     """Nothing but what fits the machine differs from the published set-up."""

@@ -76,7 +76,7 @@ def check_components(directory: Path, index: dict[str, Any], supported: str) -> 
 
 @dataclass(frozen=True)
 class Peek:
-    """What a model's small files say about the cost of a run; the default is that of a model not at hand.
+    """What a model's small files say about the cost of a run; the default is that of an unknown one.
 
     Attributes:
         scheduler: its class.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sdpo.backbones import lora
-from sdpo.backbones.files import Peek, can_only_be_local, check_components, read_index
+from sdpo.backbones.files import can_only_be_local, check_components, read_index
 from sdpo.backbones.pipeline import PipelineBackbone
 from sdpo.backbones.schedules import replace_scheduler
 from sdpo.environment import check_torchvision
@@ -51,7 +51,7 @@ def check_path(path: str) -> Path | None:
     """
     local = EMBEDDED.get(path, Path(path))
     if os.path.isdir(local):  # Path.is_dir raises for names that no folder can have
-        index = read_index(local, _supported())
+        index = pipeline_index(local)
         _check_class(str(index["_class_name"]), path)
         check_components(local, index, _supported())
         return local
@@ -60,14 +60,13 @@ def check_path(path: str) -> Path | None:
     return None
 
 
-def peek(path: str) -> Peek:
-    """What a local model's small files say, see `Peek`; for a name on the hub, its default.
+def pipeline_index(directory: Path) -> dict[str, Any]:
+    """A local pipeline's index, see `read_index`.
 
     Raises:
-        UserError: as `check_path`.
+        UserError: if it has none that can be read; the message lists what is supported.
     """
-    local = check_path(path)
-    return Peek() if local is None else Peek.at(local, read_index(local, _supported()))
+    return read_index(directory, _supported())
 
 
 def load_backbone(

@@ -21,8 +21,3 @@ class Finding:
     check: str
     status: Status
     text: str
-
-
-def gigabytes(count: float) -> str:
-    """Bytes in words."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

@@ -13,11 +13,12 @@ import torch
 from sdpo import build
 from sdpo.backbones import check_path
 from sdpo.config import Config, check_same_run
-from sdpo.doctor.finding import Finding, Status, gigabytes
+from sdpo.doctor.finding import Finding, Status
 from sdpo.errors import UserError
 from sdpo.memory import Memory, checkpoint_bytes
 from sdpo.prompts import Prompt
 from sdpo.rewards.sources import SOURCES, to_download
+from sdpo.units import gigabytes
 
 _PATIENCE = 5.0  # seconds for the hub to answer
 
@@ -25,7 +26,7 @@ _PATIENCE = 5.0  # seconds for the hub to answer
 def batches(config: Config, prompts: Sequence[Prompt]) -> Iterator[Finding]:
     """Whether the numbers of a run go together; those that cannot are refused with the configuration."""
     sample, train, algorithm = config.sample, config.train, config.build_algorithm()
-    steps = build.update_settings(config).optimizer_steps(sample.prompts_per_epoch, sample.num_steps)
+    steps = build.optimizer_steps(config)
     legal = [str(n) for n in range(1, train.batch_size + 1) if train.batch_size % n == 0][:8]
     yield Finding(
         "batches",

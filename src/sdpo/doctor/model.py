@@ -14,6 +14,7 @@ from sdpo.config import Config
 from sdpo.denoisers import Denoiser, Transition
 from sdpo.doctor.finding import Finding
 from sdpo.policy import Policy, PromptEmbeddings
+from sdpo.processes import Processes
 from sdpo.prompts import Prompt
 from sdpo.sampler import rollout
 from sdpo.types import Trajectories
@@ -68,20 +69,29 @@ class Patient:
             )
         )
 
-    def transition(self, part: Trajectories, step: int) -> Transition:
-        """The policy's transition at a step of a group's trajectories, in one call like the rollout's."""
+    def transition(self, part: Trajectories, step: int, groups: int = 1) -> Transition:
+        """The policy's transition at a step of a group's trajectories, in a call of that many groups like it."""
         branches = part.log_prob.shape[1]
         shared = part.shared_first_step and step == 0
-        x = part.states[0, :1, step] if shared else part.states[0, :, step]
+        x = (part.states[0, :1, step] if shared else part.states[0, :, step]).repeat(groups, 1, 1, 1)
         conditioning = self.embeddings(part.prompts * len(x))
         index = torch.full((len(x),), step, device=x.device)
         found = self.policy.transition(self.denoiser, x, index, conditioning)
-        return found[torch.zeros(branches, dtype=torch.long, device=x.device)] if shared else found
+        chosen = torch.arange(branches, device=x.device)
+        return found[torch.zeros_like(chosen) if shared else chosen]
 
-    def log_prob(self, part: Trajectories, step: int) -> Tensor:
-        """Under the current policy, of the step that a group's K trajectories took; [K]."""
-        transition = self.transition(part, step)
+    def log_prob(self, part: Trajectories, step: int, groups: int = 1) -> Tensor:
+        """Under the current policy, of the step that a group's K trajectories took; [K]. See `transition`."""
+        transition = self.transition(part, step, groups)
         return gaussian.log_prob(part.states[0, :, step + 1], transition.mean, transition.std)
+
+    def micro_batches(self) -> build.MicroBatches:
+        """Those of the run where their rounding shows; in float32 and where `auto` makes them equal, of one group."""
+        settings = self.config.sample.micro_batch, self.config.train.micro_batch
+        if self.policy.dtype == torch.float32 or settings == ("auto", "auto"):
+            return build.MicroBatches(1, 1)
+        processes = Processes(self.config.device)
+        return build.micro_batches(self.config, self.policy, self.denoiser, self.embeddings, processes)
 
 
 def precision(patient: Patient) -> Iterator[Finding]:
@@ -140,15 +150,25 @@ def log_ratio(patient: Patient, parts: list[Trajectories]) -> Iterator[Finding]:
     """Before the first update the policy is the one that sampled: the log-ratio must be 0, up to rounding."""
     steps = parts[0].num_steps
     chosen = sorted({round(i * (steps - 1) / max(1, min(steps, _STEPS) - 1)) for i in range(min(steps, _STEPS))})
-    worst, where = 0.0, 0
+    worst, where, calls = 0.0, 0, patient.micro_batches()
+    unequal = calls.sample != calls.update
     for step in chosen:
-        new = patient.log_prob(parts[0], step).detach()
-        deviation = (new - parts[0].log_prob[0, :, step]).abs().max().item()
+        deviations = patient.log_prob(parts[0], step).detach() - parts[0].log_prob[0, :, step]
+        if unequal:
+            with torch.no_grad():
+                sampled = patient.log_prob(parts[0], step, calls.sample)
+            updated = patient.log_prob(parts[0], step, calls.update).detach()
+            deviations = torch.cat([deviations, updated - sampled])
+        deviation = deviations.abs().max().item()
         if not deviation <= worst:
             worst, where = deviation, step
     text = f"at most {worst:.1e} on policy, at {len(chosen)} of {steps} steps"
     if worst <= _ROUNDING:
         yield Finding("log-ratio", "ok", text)
+    elif unequal:
+        text = f"{text} (step {where}): make sample.micro_batch (now {calls.sample}) and train.micro_batch (now"
+        text = f"{text} {calls.update}) equal, as {patient.policy.dtype} rounds differently in calls of other sizes"
+        yield Finding("log-ratio", "WARN" if worst <= _CLIP else "FAIL", text)
     elif worst <= _CLIP:
         yield Finding("log-ratio", "WARN", f"{text} (step {where}): rounding differs; try model.dtype=float32")
     else:

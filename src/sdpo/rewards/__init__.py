@@ -54,10 +54,9 @@ class Description:
         return ", ".join(dict.fromkeys(s.licence for s in SOURCES.get(self.name, ()))) or glyphs
 
     @property
-    def size(self) -> str:
-        """To download."""
-        megabytes = sum(s.megabytes for s in SOURCES.get(self.name, ()))
-        return f"{megabytes / 1000:.1f} GB" if megabytes else "-"
+    def size(self) -> int:
+        """Bytes to download."""
+        return 1_000_000 * sum(s.megabytes for s in SOURCES.get(self.name, ()))
 
 
 DESCRIPTIONS = (

@@ -176,7 +176,7 @@ class Trainer:
         trajectories, scores = self._sample_and_score(epoch)
         advantages = self._advantages(trajectories, scores)
         update = self.updater.run(trajectories, advantages, self.denoiser, self.embeddings, epoch)
-        self._check_finite(epoch)
+        self._check_finite(epoch, update)
         spent = (trajectories.log_prob[..., 0].numel(), scores.queries, self.policy.evaluations - evaluations)
         row = self._row(epoch, spent, scores, update, time.perf_counter() - start)
         self.epoch = epoch
@@ -276,10 +276,11 @@ class Trainer:
             raise self._diverged(epoch, ", ".join(bad))
         return row
 
-    def _check_finite(self, epoch: int) -> None:
+    def _check_finite(self, epoch: int, update: dict[str, Tensor]) -> None:
         """Name what of the update was not finite, on all processes alike, and end the run unless it may be skipped."""
-        found = [f for f in self.processes.gather([self.updater.watch.finding()]) if f is not None]
-        if found and not self.updater.settings.skip_nonfinite:
+        watch = self.updater.watch
+        found = [f for f in self.processes.gather([watch.finding()]) if f is not None]
+        if found and not (self.updater.settings.skip_nonfinite and update["skipped_steps"] < watch.optimizer_steps):
             raise self._diverged(epoch, f"{min(found).what}, in optimizer step {min(found).optimizer_step + 1},")
         if found and self.processes.is_main:
             what = f"{min(found).what} was not finite; its optimizer step, and others like it, were skipped"

@@ -187,6 +187,7 @@ class Trainer:
         if self.processes.is_main:
             self.metrics.append(row)
             self._save_checkpoint(row)
+        self.guard.check(row)  # when the epoch is saved, which is whole whatever the rules ask
         return row
 
     # -- its parts ---------------------------------------------------------------------------------------
@@ -389,7 +390,8 @@ class Trainer:
             score=self.guard.score(row),
         )
         last = self.epoch == self.config.epochs or self.guard.stop is not None
-        if last or self.epoch % self.config.checkpoint.every == 0:
+        eligible = bool(self.config.stop_when) and checkpoint.score is not None  # to be the result, if a rule ends it
+        if last or eligible or self.epoch % self.config.checkpoint.every == 0:
             self.store.save(checkpoint)
             self.unsaved = None
         else:

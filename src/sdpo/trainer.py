@@ -22,6 +22,7 @@ from sdpo.config import Config, check_same_run
 from sdpo.errors import DivergenceError, UserError
 from sdpo.evaluation import Evaluation, discard_after, evaluate, read_scores, weighted_gain, write_evaluation
 from sdpo.files import WRITE_ERRORS, replace_folder, write_whole
+from sdpo.finished import RESULT, Result
 from sdpo.finite import not_finite
 from sdpo.guard import Guard, Stop, check_rules
 from sdpo.interrupt import Interruptions, Terminated
@@ -437,22 +438,27 @@ class Trainer:
         self.updater.settings = dataclasses.replace(self.updater.settings, micro_batch=self.micro_batches.update)
 
     def _finish(self) -> Path:
-        if self.guard.stop is not None:
-            self._end_early(self.guard.stop)
+        epoch = self.epoch if self.guard.stop is None else self._end_early(self.guard.stop)
         if self.processes.is_main:
             staging = self.run_dir / "result.tmp"
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
             with self._averaged_weights():
                 result = self.backbone.save(staging)
+            record = Result(epoch, averaged=self.updater.ema is not None)
+            (result / RESULT).write_text(json.dumps(dataclasses.asdict(record)) + "\n", encoding="utf-8")
             replace_folder(result, self.run_dir / result.name)
             staging.rmdir()
             write_report(self.run_dir)
         self.processes.barrier()
         return self.run_dir / "report.html"
 
-    def _end_early(self, stop: Stop) -> None:
-        """Where a rule ended the run, its result is the best checkpoint at which none held, evaluated in full."""
+    def _end_early(self, stop: Stop) -> int:
+        """Where a rule ended the run, its result is the best checkpoint at which none held, evaluated in full.
+
+        Returns:
+            The epoch of the result.
+        """
         best = self.processes.broadcast(self.guard.best(self.store.epochs()))
         if best is not None:
             checkpoint = self.store.load(best)
@@ -464,10 +470,8 @@ class Trainer:
         else:
             chosen = "of the last epoch: no kept checkpoint was evaluated without a rule that held"
         self.ended_early = f"Stopped by stop_when after epoch {stop.epoch}: {stop.reason}. The result is that {chosen}."
+        epoch = self.epoch if best is None else best
         if self.processes.is_main:
-            record = {
-                "epoch": stop.epoch,
-                "result_epoch": self.epoch if best is None else best,
-                "text": self.ended_early,
-            }
+            record = {"epoch": stop.epoch, "result_epoch": epoch, "text": self.ended_early}
             write_whole(self.run_dir / "stopped.json", json.dumps(record) + "\n")
+        return epoch

@@ -21,6 +21,7 @@ from sdpo.card import Exported, render_card
 from sdpo.checkpoint import Checkpoint, CheckpointStore
 from sdpo.config import Config
 from sdpo.errors import UserError
+from sdpo.files import recover_folder, replace_folder
 from sdpo.finished import RESULT, load_tuned, read_result
 from sdpo.report.data import Run, read_run
 from sdpo.report.figures import draw_curves
@@ -181,8 +182,10 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         UserError: if the folder holds anything that an export did not write, or cannot be made.
     """
-    _check_free(folder)
+    old = folder.with_name(f".{folder.name}.export-old")  # `<folder>.old` may be the user's
     try:
+        recover_folder(folder, old)
+        _check_free(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".export-", dir=folder.parent))
     except OSError as error:
@@ -193,9 +196,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         yield place
         files = sorted(str(p.relative_to(place)) for p in place.rglob("*") if p.is_file())
         (place / MARK).write_text(json.dumps({"files": [*files, MARK]}, indent=1) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        place.replace(folder)
+        replace_folder(place, folder, old)
     except OSError as error:
         raise UserError(f"the export cannot be written to {folder}: {error}") from error
     finally:

@@ -20,6 +20,8 @@ from PIL import Image
 from pipelines import PIPELINES
 from safetensors.torch import load_file
 
+from sdpo.export import _new_folder
+
 GUIDANCE = {"SanaSprintPipeline": 4.5, "LatentConsistencyModelPipeline": 2.0}
 LORA = "pytorch_lora_weights.safetensors"
 UNET = "StableDiffusionPipeline"
@@ -224,6 +226,35 @@ def test_nothing_of_the_users_is_overwritten(sdpo: Run, tmp_path: Path, tiny_pip
     assert "is a file" in sdpo("export", "run", "--to", "merged", "-o", "file").stderr
     result = sdpo("export", "nowhere", "--to", "merged")
     assert result.returncode == 2 and "is not a run's directory" in result.stderr
+
+
+def test_an_export_that_is_killed_leaves_the_earlier_one(
+    sdpo: Run, tmp_path: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(sdpo, tiny_pipeline, UNET)
+    command = ("export", "run", "--to", "diffusers", "-o", "out")
+    succeeded(sdpo(*command))
+    (tmp_path / "out.old").mkdir()
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    (tmp_path / "out" / "README.md").write_text("the earlier one")
+
+    class Killed(BaseException):
+        pass
+
+    def kill(new: Path, target: Path) -> Path:
+        if target.name == "out":
+            raise Killed
+        return rename(new, target)
+
+    rename = Path.rename
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "rename", kill)
+        patch.setattr(Path, "replace", kill)
+        sdpo(*command)
+    with _new_folder(tmp_path / "out"):
+        assert {p.name for p in (tmp_path / "out").iterdir()} == names
+        assert (tmp_path / "out" / "README.md").read_text() == "the earlier one"
+    assert {p.name for p in tmp_path.iterdir()} == {"run", "out", "out.old"}
 
 
 def test_push_to_hub(sdpo: Run, tmp_path: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:

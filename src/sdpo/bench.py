@@ -107,7 +107,7 @@ def bench(config: Config, repetitions: int = 5, profile: Path | None = None, bar
     """Time epochs and the bare network, interleaved.
 
     Args:
-        config: of the run; evaluation is off, everything else is as in training.
+        config: of the run; evaluation, and with it `stop_when`, is off, everything else is as in training.
         repetitions: of each measurement, after one to warm up.
         profile: where to write a trace of one more epoch, for Perfetto or chrome://tracing.
         bare: whether to time the bare network; without, the limit and the ratio are nan.
@@ -118,8 +118,8 @@ def bench(config: Config, repetitions: int = 5, profile: Path | None = None, bar
     with tempfile.TemporaryDirectory() as folder:
         never = config.evaluate.model_copy(update={"every": 0})
         length = config.epochs + repetitions + 3  # no epoch is the last, which would be evaluated
-        trainer = Trainer(config.model_copy(update={"output_dir": folder, "evaluate": never, "epochs": length}))
-        return _Bench(trainer).run(repetitions, profile, bare)
+        changes = {"output_dir": folder, "evaluate": never, "stop_when": [], "epochs": length}
+        return _Bench(Trainer(config.model_copy(update=changes))).run(repetitions, profile, bare)
 
 
 class _Bench:
@@ -131,7 +131,6 @@ class _Bench:
         self.phases = Phases(self.device)
         self.images: list[Tensor] = []
         self.calls: list[tuple[Tensor, list[str], list[dict[str, Any]]]] = []
-        self.evaluations: dict[str, int] = {}
         self._instrument()
 
     def _instrument(self) -> None:
@@ -151,21 +150,12 @@ class _Bench:
         replacements: list[tuple[Any, str, Callable[..., Any]]] = [
             (self.backbone, "decode", timed("decode", remember_decode)),
             (trainer.mix, "start", timed("reward", remember_start)),
-            (trainer, "_sample_and_score", timed("sample", self._counted("sample", trainer._sample_and_score))),
+            (trainer, "_sample_and_score", timed("sample", trainer._sample_and_score)),
             (trainer, "_advantages", timed("advantage", trainer._advantages)),
-            (trainer.updater, "run", timed("update", self._counted("update", trainer.updater.run))),
+            (trainer.updater, "run", timed("update", trainer.updater.run)),
         ]
         for owner, name, function in replacements:
             setattr(owner, name, function)
-
-    def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*arguments: Any) -> Any:
-            before = self.policy.evaluations
-            result = function(*arguments)
-            self.evaluations[name] = self.policy.evaluations - before
-            return result
-
-        return wrapper
 
     def run(self, repetitions: int, profile: Path | None, bare: bool) -> Measured:
         trainer = self.trainer
@@ -173,8 +163,10 @@ class _Bench:
             trainer.config.sample.prompts_per_epoch // trainer.processes.count,
             trainer.algorithm.branches,
         )
+        before, before_with = self.policy.evaluations, self.policy.with_gradient
         self._epoch()  # warms up
-        count = {"forward": self.evaluations["sample"], "backward": self.evaluations["update"]}
+        backward = self.policy.with_gradient - before_with
+        count = {"forward": self.policy.evaluations - before - backward, "backward": backward}
         own = {"forward": trainer.micro_batches.sample * branches, "backward": trainer.micro_batches.update * branches}
         best = {name: self._best(name, count[name], own[name]) for name in own} if bare else own
         reset_peak(self.device)
@@ -218,7 +210,6 @@ class _Bench:
     def _epoch(self) -> dict[str, float]:
         self.images.clear()
         self.calls.clear()
-        self.evaluations.clear()
         self.phases.seconds = {}
         with self.phases("bookkeeping"):  # what no other phase claims
             self.trainer.train_epoch()

@@ -215,7 +215,10 @@ class ScoringConfig(_Section):
 
 
 class CheckpointConfig(_Section):
-    """A checkpoint every `every` epochs; the newest `keep_last` and the `keep_best` best evaluated ones stay."""
+    """A checkpoint every `every` epochs; the newest `keep_last` and the `keep_best` best evaluated ones stay.
+
+    With `stop_when` also one at each evaluation at which no rule holds.
+    """
 
     every: Positive = 1
     keep_last: Positive = 3

@@ -21,7 +21,8 @@ from sdpo.card import Exported, render_card
 from sdpo.checkpoint import Checkpoint, CheckpointStore
 from sdpo.config import Config
 from sdpo.errors import UserError
-from sdpo.finished import load_tuned
+from sdpo.files import recover_folder, replace_folder
+from sdpo.finished import RESULT, load_tuned, read_result
 from sdpo.report.data import Run, read_run
 from sdpo.report.figures import draw_curves
 from sdpo.report.tiles import draw_samples
@@ -64,7 +65,7 @@ def export(
         run_dir: of the run.
         to: `diffusers`: a LoRA folder, or the pipeline where all weights were trained; `comfyui`: a LoRA in one file
             under ComfyUI's names; `merged`: the whole pipeline, the LoRA in its weights.
-        weights: the moving average or the last ones; None is the average where the run has one.
+        weights: the moving average or the trained ones; None is the average where the run has one.
         epoch: of a checkpoint; None is the run's result, or the newest checkpoint before there is one.
         output: a new folder, or one of an earlier export; None is `export/<to>` in the run's.
         repo: on the hub, to upload the folder to.
@@ -114,23 +115,26 @@ def _choose(run: Run, config: Config, weights: Weights | None, epoch: int | None
     if weights == "ema" and not averages:
         raise UserError("--weights ema: this run keeps no average (train.ema_decay is null); use --weights raw")
     averaged = averages and weights != "raw"
-    finished = (run.path / ("lora" if config.lora else "model")).is_dir()
-    if finished and epoch is None and averaged == averages:
-        words = "the moving average at the end" if averaged else "those of the last epoch"
-        return Source(run.last_epoch, None, averaged, words)
+    result = read_result(run.path, config)
+    if result is not None and epoch is None:
+        if averaged == result.averaged:
+            return Source(result.epoch, None, averaged, _words(result.epoch, averaged, averages))
+        epoch = result.epoch
     store = CheckpointStore(run.path / "checkpoints")
     kept = store.epochs()
     if not kept or (epoch is not None and epoch not in kept):
         there = f"there are those of {', '.join(map(str, kept))}" if kept else "it has none"
-        wanted = "needs a checkpoint" if epoch is None else f"--epoch {epoch} needs its checkpoint"
+        wanted = "needs a checkpoint" if epoch is None else f"epoch {epoch} needs its checkpoint"
         raise UserError(
             f"{run.path}: {wanted}, but {there}; checkpoint.keep_last and checkpoint.every say which are kept"
         )
     checkpoint = store.load(kept[-1] if epoch is None else epoch)
-    words = f"the moving average after epoch {checkpoint.epoch}" if averaged else f"raw, after epoch {checkpoint.epoch}"
-    if not averages:
-        words = f"those after epoch {checkpoint.epoch}"
-    return Source(checkpoint.epoch, checkpoint, averaged, words)
+    return Source(checkpoint.epoch, checkpoint, averaged, _words(checkpoint.epoch, averaged, averages))
+
+
+def _words(epoch: int, averaged: bool, averages: bool) -> str:
+    kind = "the moving average" if averaged else "raw," if averages else "those"
+    return f"{kind} after epoch {epoch}"
 
 
 @torch.no_grad()
@@ -156,7 +160,7 @@ def _write_weights(
             backbone.save_comfyui(saved / LORA_FILE, place / f"{name}.safetensors")
             return backbone, f"{name}.safetensors"
         else:
-            shutil.copytree(saved, place, dirs_exist_ok=True)
+            shutil.copytree(saved, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(RESULT))
     return backbone, LORA_FILE if to == "diffusers" and config.lora is not None else None
 
 
@@ -178,8 +182,10 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         UserError: if the folder holds anything that an export did not write, or cannot be made.
     """
-    _check_free(folder)
+    old = folder.with_name(f".{folder.name}.export-old")  # `<folder>.old` may be the user's
     try:
+        recover_folder(folder, old)
+        _check_free(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".export-", dir=folder.parent))
     except OSError as error:
@@ -190,9 +196,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         yield place
         files = sorted(str(p.relative_to(place)) for p in place.rglob("*") if p.is_file())
         (place / MARK).write_text(json.dumps({"files": [*files, MARK]}, indent=1) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        place.replace(folder)
+        replace_folder(place, folder, old)
     except OSError as error:
         raise UserError(f"the export cannot be written to {folder}: {error}") from error
     finally:

@@ -26,15 +26,15 @@ def write_whole(path: Path, text: str) -> None:
     sync(path.parent)
 
 
-def replace_folder(new: Path, target: Path) -> None:
+def replace_folder(new: Path, target: Path, aside: Path | None = None) -> None:
     """Put a folder in the place of another, which need not exist.
 
     No system renames a folder over one that has files. So the old one steps aside first: killed between the two
-    renames, `recover_folder` finds it.
+    renames, `recover_folder` finds it. `aside` is a name for it that nobody else uses; None is `<target>.old`.
     """
     sync_tree(new)
-    recover_folder(target)
-    aside = _aside(target)
+    recover_folder(target, aside)
+    aside = aside or _aside(target)
     if target.exists():
         shutil.rmtree(aside, ignore_errors=True)
         target.rename(aside)
@@ -43,10 +43,11 @@ def replace_folder(new: Path, target: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def recover_folder(target: Path) -> None:
+def recover_folder(target: Path, aside: Path | None = None) -> None:
     """Undo a `replace_folder` that was killed half-way."""
-    if not target.exists() and _aside(target).is_dir():
-        _aside(target).rename(target)
+    aside = aside or _aside(target)
+    if not target.exists() and aside.is_dir():
+        aside.rename(target)
 
 
 def sync_tree(folder: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import TypeAdapter
 
 from sdpo import build
 from sdpo.backbones import PipelineBackbone
+from sdpo.checkpoint import CheckpointStore
 from sdpo.config import Config
 from sdpo.errors import UserError
 from sdpo.evaluation import Evaluation, evaluate
@@ -23,8 +27,41 @@ from sdpo.report.stats import paired_gain
 from sdpo.rewards import REWARDS
 
 
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Which weights `lora/` or `model/` holds: `result.json` in it, as the run may have gone on since.
+
+    Attributes:
+        epoch: after which they are.
+        averaged: whether they are the moving average.
+    """
+
+    epoch: int
+    averaged: bool
+
+
+def read_result(run_dir: Path, config: Config) -> Result | None:
+    """Of the weights that a run finished with, or None where it has not yet.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    file = run_dir / ("lora" if config.lora else "model") / RESULT
+    if not file.is_file():
+        return None
+    try:
+        return TypeAdapter(Result).validate_json(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged: {error}. The run's train command, repeated, writes it anew.") from error
+
+
 def open_target(target: str) -> tuple[Config, Path | None]:
     """The configuration of a run directory, or a default one around a model; and the run's directory, if it is one.
+
+    Says on stderr of which epoch a run's weights are, where they are not the newest.
 
     Raises:
         UserError: if the run has no finished weights.
@@ -36,8 +73,11 @@ def open_target(target: str) -> tuple[Config, Path | None]:
         return Config.load(None, model={"path": target}), None
     build.check_format(run_dir)
     config = Config.load(run_dir / "config.yaml")
-    if not (run_dir / ("lora" if config.lora else "model")).is_dir():
+    result = read_result(run_dir, config)
+    if result is None:
         raise UserError(f"{run_dir} holds no finished weights yet: repeat its train command to finish it")
+    if (newest := max(CheckpointStore(run_dir / "checkpoints").epochs(), default=0)) > result.epoch:
+        print(f"sdpo: {run_dir} went on to epoch {newest}, its result is that of epoch {result.epoch}", file=sys.stderr)
     return config, run_dir
 
 

@@ -78,6 +78,11 @@ class Watch:
         self._norms.append(norms)
         self._names = names
 
+    @property
+    def optimizer_steps(self) -> int:
+        """How many are over, made or skipped."""
+        return len(self._norms)
+
     def finding(self) -> Finding | None:
         """The first value that is not finite; the host waits for the device."""
         found = [f for f in (self._forward_finding(), self._gradient_finding()) if f is not None]

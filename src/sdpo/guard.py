@@ -28,6 +28,11 @@ def check_rules(config: Config) -> None:
     """
     if config.stop_when and config.evaluate.every == 0:
         raise UserError("stop_when looks at evaluations, but evaluate.every is 0: set it to the epochs between them")
+    if config.stop_when and config.checkpoint.keep_best == 0:
+        raise UserError(
+            "stop_when makes the best checkpoint at which no rule held the result, but checkpoint.keep_best is 0: set "
+            "it to 1 or more"
+        )
     for rule in config.stop_when:
         known = metric_names(config)
         if rule.metric not in known:
@@ -79,18 +84,28 @@ class Guard:
             if not rows and rule.metric != GAIN and rule.metric not in base:
                 raise UserError(_unmeasured(rule, base))
         for row in rows:
-            self._take(row)
+            self.observe(row)
 
     def observe(self, row: Mapping[str, Any]) -> None:
-        """Take in a new row; rows without an evaluation change nothing.
+        """Take in a new row; rows without an evaluation change nothing."""
+        if not _evaluated(row):
+            return
+        held = [rule.metric in row and self._holds(rule, row[rule.metric]) for rule in self._rules]
+        self._streaks = [streak + 1 if now else 0 for streak, now in zip(self._streaks, held, strict=True)]
+        if not any(held) and row.get(GAIN) is not None:
+            self._healthy[row["epoch"]] = row[GAIN]
+        met = [rule for rule, streak in zip(self._rules, self._streaks, strict=True) if streak >= rule.patience]
+        self.stop = Stop(row["epoch"], "; ".join(self._reason(rule, row) for rule in met)) if met else None
+
+    def check(self, row: Mapping[str, Any]) -> None:
+        """Refuse to go on without what a rule is about; the row itself may be kept.
 
         Raises:
-            UserError: if the evaluation did not measure what a rule is about.
+            UserError: if the row's evaluation did not measure it.
         """
         for rule in self._rules:
             if _evaluated(row) and rule.metric not in row:
                 raise UserError(_unmeasured(rule, row))
-        self._take(row)
 
     def score(self, row: Mapping[str, Any]) -> float | None:
         """By what a checkpoint can be the best one: its gain, but None where a rule held or nothing was evaluated."""
@@ -100,16 +115,6 @@ class Guard:
         """Of these epochs the one with the largest gain among those at which no rule held."""
         found = [(self._healthy[epoch], epoch) for epoch in epochs if epoch in self._healthy]
         return max(found)[1] if found else None
-
-    def _take(self, row: Mapping[str, Any]) -> None:
-        if not _evaluated(row):
-            return
-        held = [rule.metric in row and self._holds(rule, row[rule.metric]) for rule in self._rules]
-        self._streaks = [streak + 1 if now else 0 for streak, now in zip(self._streaks, held, strict=True)]
-        if not any(held) and row.get(GAIN) is not None:
-            self._healthy[row["epoch"]] = row[GAIN]
-        met = [rule for rule, streak in zip(self._rules, self._streaks, strict=True) if streak >= rule.patience]
-        self.stop = Stop(row["epoch"], "; ".join(self._reason(rule, row) for rule in met)) if met else None
 
     def _bound(self, rule: StopRule) -> float:
         bound = rule.below if rule.below is not None else rule.above

@@ -68,6 +68,7 @@ class Policy:
 
     Attributes:
         evaluations: of the network for one latent each, so far.
+        with_gradient: those among them that autograd followed.
 
     Raises:
         UserError: if the model has no use for a guidance scale and is given one.
@@ -78,6 +79,7 @@ class Policy:
         self.guidance_scale = guidance_scale
         self.dtype = dtype
         self.evaluations = 0
+        self.with_gradient = 0
         if backbone.guidance == "none" and guidance_scale != 1.0:
             raise UserError(
                 f"sample.guidance_scale is {guidance_scale:g}, but this model was distilled to do without guidance: "
@@ -99,7 +101,9 @@ class Policy:
     ) -> Transition:
         """The transition of N latents [N, C, H, W], each at its own step [N]."""
         timesteps = denoiser.timesteps[step_index]
-        self.evaluations += len(latents) * (2 if self.guided else 1)
+        evaluations = len(latents) * (2 if self.guided else 1)
+        self.evaluations += evaluations
+        self.with_gradient += evaluations * torch.is_grad_enabled()
         with self.autocast():
             if self.guided:
                 n = len(latents)

@@ -22,6 +22,7 @@ from sdpo.config import Config, check_same_run
 from sdpo.errors import DivergenceError, UserError
 from sdpo.evaluation import Evaluation, discard_after, evaluate, read_scores, weighted_gain, write_evaluation
 from sdpo.files import WRITE_ERRORS, replace_folder, write_whole
+from sdpo.finished import RESULT, Result
 from sdpo.finite import not_finite
 from sdpo.guard import Guard, Stop, check_rules
 from sdpo.interrupt import Interruptions, Terminated
@@ -176,7 +177,7 @@ class Trainer:
         trajectories, scores = self._sample_and_score(epoch)
         advantages = self._advantages(trajectories, scores)
         update = self.updater.run(trajectories, advantages, self.denoiser, self.embeddings, epoch)
-        self._check_finite(epoch)
+        self._check_finite(epoch, update)
         spent = (trajectories.log_prob[..., 0].numel(), scores.queries, self.policy.evaluations - evaluations)
         row = self._row(epoch, spent, scores, update, time.perf_counter() - start)
         self.epoch = epoch
@@ -187,6 +188,7 @@ class Trainer:
         if self.processes.is_main:
             self.metrics.append(row)
             self._save_checkpoint(row)
+        self.guard.check(row)  # when the epoch is saved, which is whole whatever the rules ask
         return row
 
     # -- its parts ---------------------------------------------------------------------------------------
@@ -276,10 +278,11 @@ class Trainer:
             raise self._diverged(epoch, ", ".join(bad))
         return row
 
-    def _check_finite(self, epoch: int) -> None:
+    def _check_finite(self, epoch: int, update: dict[str, Tensor]) -> None:
         """Name what of the update was not finite, on all processes alike, and end the run unless it may be skipped."""
-        found = [f for f in self.processes.gather([self.updater.watch.finding()]) if f is not None]
-        if found and not self.updater.settings.skip_nonfinite:
+        watch = self.updater.watch
+        found = [f for f in self.processes.gather([watch.finding()]) if f is not None]
+        if found and not (self.updater.settings.skip_nonfinite and update["skipped_steps"] < watch.optimizer_steps):
             raise self._diverged(epoch, f"{min(found).what}, in optimizer step {min(found).optimizer_step + 1},")
         if found and self.processes.is_main:
             what = f"{min(found).what} was not finite; its optimizer step, and others like it, were skipped"
@@ -391,7 +394,8 @@ class Trainer:
             score=self.guard.score(row),
         )
         last = self.epoch == self.config.epochs or self.guard.stop is not None
-        if last or self.epoch % self.config.checkpoint.every == 0:
+        eligible = bool(self.config.stop_when) and checkpoint.score is not None  # to be the result, if a rule ends it
+        if last or eligible or self.epoch % self.config.checkpoint.every == 0:
             self.store.save(checkpoint)
             self.unsaved = None
         else:
@@ -437,22 +441,27 @@ class Trainer:
         self.updater.settings = dataclasses.replace(self.updater.settings, micro_batch=self.micro_batches.update)
 
     def _finish(self) -> Path:
-        if self.guard.stop is not None:
-            self._end_early(self.guard.stop)
+        epoch = self.epoch if self.guard.stop is None else self._end_early(self.guard.stop)
         if self.processes.is_main:
             staging = self.run_dir / "result.tmp"
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
             with self._averaged_weights():
                 result = self.backbone.save(staging)
+            record = Result(epoch, averaged=self.updater.ema is not None)
+            (result / RESULT).write_text(json.dumps(dataclasses.asdict(record)) + "\n", encoding="utf-8")
             replace_folder(result, self.run_dir / result.name)
             staging.rmdir()
             write_report(self.run_dir)
         self.processes.barrier()
         return self.run_dir / "report.html"
 
-    def _end_early(self, stop: Stop) -> None:
-        """Where a rule ended the run, its result is the best checkpoint at which none held, evaluated in full."""
+    def _end_early(self, stop: Stop) -> int:
+        """Where a rule ended the run, its result is the best checkpoint at which none held, evaluated in full.
+
+        Returns:
+            The epoch of the result.
+        """
         best = self.processes.broadcast(self.guard.best(self.store.epochs()))
         if best is not None:
             checkpoint = self.store.load(best)
@@ -464,10 +473,8 @@ class Trainer:
         else:
             chosen = "of the last epoch: no kept checkpoint was evaluated without a rule that held"
         self.ended_early = f"Stopped by stop_when after epoch {stop.epoch}: {stop.reason}. The result is that {chosen}."
+        epoch = self.epoch if best is None else best
         if self.processes.is_main:
-            record = {
-                "epoch": stop.epoch,
-                "result_epoch": self.epoch if best is None else best,
-                "text": self.ended_early,
-            }
+            record = {"epoch": stop.epoch, "result_epoch": epoch, "text": self.ended_early}
             write_whole(self.run_dir / "stopped.json", json.dumps(record) + "\n")
+        return epoch

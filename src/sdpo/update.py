@@ -126,7 +126,7 @@ class Updater:
             epoch: numbers the shuffles.
 
         Returns:
-            Metrics as device tensors, averaged over the epoch's optimizer steps. `watch` then knows what was not
+            Metrics as device tensors, averaged over the epoch's optimizer steps, 0 where none was made. `watch` then knows what was not
             finite; such a step is left out where the optimizer can: fused AdamW reads `found_inf` on the device.
         """
         size = self.settings.batch_size
@@ -152,7 +152,8 @@ class Updater:
                         value = torch.where(done[-1], value, 0.0)
                         sums[name] = sums[name] + value if name in sums else value
         made = torch.stack(done).sum()
-        means = {name: self.all_reduce(value / made) for name, value in sums.items()}
+        # Without a step all are 0: the scaler lowers its scale, and the next epoch goes on.
+        means = {name: self.all_reduce(value / made.clamp(min=1)) for name, value in sums.items()}
         if self.settings.skip_nonfinite or self.scaler.is_enabled():
             means["skipped_steps"] = len(done) - made
         assert on_policy is not None, "an epoch has at least one minibatch"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from pipelines import PIPELINES
 from safetensors.torch import load_file
+
+from sdpo.export import _new_folder
 
 GUIDANCE = {"SanaSprintPipeline": 4.5, "LatentConsistencyModelPipeline": 2.0}
 LORA = "pytorch_lora_weights.safetensors"
@@ -135,6 +139,53 @@ def test_averaged_and_raw_weights_and_earlier_epochs(sdpo: Run, tmp_path: Path, 
     assert "there are those of 1, 2" in sdpo("export", "run", "--to", "merged", "--epoch", "7").stderr
 
 
+def same_weights(folder: Path, checkpoint: Path) -> bool:
+    found, expected = load_file(folder / LORA), load_file(checkpoint)
+    return all(torch.equal(found[f"unet.{key.replace('.default', '')}"], value) for key, value in expected.items())
+
+
+def test_the_result_of_a_run_that_a_rule_ended(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
+    settings = ("train.ema_decay=0.9", "epochs=2", "evaluate.every=1")
+    train(sdpo, tiny_pipeline, UNET, *settings)
+    run = tmp_path / "run"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    bound = sum(row["monitor/kl_to_base/2"] for row in rows) / 2
+    train(sdpo, tiny_pipeline, UNET, *settings, f"stop_when=[{{metric: monitor/kl_to_base/2, above: {bound}}}]")
+    for arguments, words, weights in (
+        ((), "the moving average after epoch 1.", "ema"),
+        (("--weights", "raw"), "raw, after epoch 1.", "weights"),
+    ):
+        succeeded(sdpo("export", "run", "--to", "diffusers", *arguments, "-o", weights))
+        assert same_weights(tmp_path / weights, run / "checkpoints" / "1" / f"{weights}.safetensors")
+        card = (tmp_path / weights / "README.md").read_text()
+        assert f"Weights: {words}" in card and "sampling steps, 1 epoch," in card
+    shutil.rmtree(run / "checkpoints" / "1")
+    refused = sdpo("export", "run", "--to", "diffusers", "--weights", "raw", "-o", "gone")
+    assert refused.returncode == 2 and "epoch 1 needs its checkpoint, but there are those of 2" in refused.stderr
+
+
+def test_a_result_that_the_run_went_on_from_is_not_called_the_newest(
+    sdpo: Run, tmp_path: Path, tiny_pipeline: Path
+) -> None:
+    settings = ("train.lr_schedule=constant", "evaluate.every=1")
+    train(sdpo, tiny_pipeline, UNET, *settings)
+    run = tmp_path / "run"
+    shutil.copytree(run / "lora", tmp_path / "first")
+    train(sdpo, tiny_pipeline, UNET, *settings, "epochs=2")
+    assert "result is that" not in succeeded(sdpo("sample", "run", "cat")).stderr
+    shutil.rmtree(run / "lora")
+    (tmp_path / "first").rename(run / "lora")  # as if it had been interrupted before its end
+    succeeded(sdpo("export", "run", "--to", "diffusers", "-o", "out"))
+    assert same_weights(tmp_path / "out", run / "checkpoints" / "1" / "weights.safetensors")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Weights: those after epoch 1." in card and "sampling steps, 1 epoch," in card
+    said = succeeded(sdpo("sample", "run", "cat")).stderr
+    assert "went on to epoch 2, its result is that of epoch 1" in said
+    (run / "lora" / "result.json").write_text('{"epoch": "')
+    refused = sdpo("sample", "run", "cat")
+    assert refused.returncode == 2 and "result.json is damaged" in refused.stderr
+
+
 def test_a_run_of_all_weights(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
     train(sdpo, tiny_pipeline, UNET, "lora=null", "train.learning_rate=1e-3")
     expected = sampled(sdpo)
@@ -175,6 +226,35 @@ def test_nothing_of_the_users_is_overwritten(sdpo: Run, tmp_path: Path, tiny_pip
     assert "is a file" in sdpo("export", "run", "--to", "merged", "-o", "file").stderr
     result = sdpo("export", "nowhere", "--to", "merged")
     assert result.returncode == 2 and "is not a run's directory" in result.stderr
+
+
+def test_an_export_that_is_killed_leaves_the_earlier_one(
+    sdpo: Run, tmp_path: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(sdpo, tiny_pipeline, UNET)
+    command = ("export", "run", "--to", "diffusers", "-o", "out")
+    succeeded(sdpo(*command))
+    (tmp_path / "out.old").mkdir()
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    (tmp_path / "out" / "README.md").write_text("the earlier one")
+
+    class Killed(BaseException):
+        pass
+
+    def kill(new: Path, target: Path) -> Path:
+        if target.name == "out":
+            raise Killed
+        return rename(new, target)
+
+    rename = Path.rename
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "rename", kill)
+        patch.setattr(Path, "replace", kill)
+        sdpo(*command)
+    with _new_folder(tmp_path / "out"):
+        assert {p.name for p in (tmp_path / "out").iterdir()} == names
+        assert (tmp_path / "out" / "README.md").read_text() == "the earlier one"
+    assert {p.name for p in tmp_path.iterdir()} == {"run", "out", "out.old"}
 
 
 def test_push_to_hub(sdpo: Run, tmp_path: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:

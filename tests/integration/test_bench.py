@@ -44,6 +44,17 @@ def test_the_command_counts_what_an_epoch_does(sdpo: Run, tmp_path: Path, tiny_o
     assert not list(tmp_path.glob("runs"))
 
 
+def test_evaluations_without_gradient_count_as_such_and_stopping_rules_are_off(
+    sdpo: Run, tmp_path: Path, tiny_overrides: list[str]
+) -> None:
+    result = sdpo("bench", "emoji", *tiny_overrides, "lora={rank: 2, alpha: 4}", "algorithm=rebel",
+                  "train.kl_weight=0.1", "stop_when=[{metric: eval_gain, below: 0}]", "--repetitions", "1",
+                  "-o", "bench.json")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    # 8 groups of 2 branches, 3 steps: sampled, then once for the factors, once with gradient, and for the KL both times.
+    assert json.loads((tmp_path / "bench.json").read_text())["evaluations"] == {"forward": 48 * 4, "backward": 48}
+
+
 def test_bad_input(sdpo: Run) -> None:
     assert sdpo("bench", "emojy").returncode == 2
     assert sdpo("bench", "emoji", "--repetitions", "0").returncode == 2

@@ -7,8 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import Run
 from safetensors.torch import load_file
+
+from sdpo.evaluation import Evaluation
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -54,6 +57,11 @@ def test_a_rule_ends_the_run_and_the_best_checkpoint_is_its_result(
     assert "Stopped by stop_when after epoch 3" in page and "3 of 6, stopped by a rule" in page
     assert "After: epoch 1. Both drew the same prompts" in page and "Drift from the base model" in page
 
+    # Where `checkpoint.every` leaves that epoch out, it is saved all the same.
+    assert sdpo(*command, rule, "checkpoint.every=4", "--output-dir", "seldom").returncode == 0
+    assert (tmp_path / "seldom" / "stopped.json").read_bytes() == (run / "stopped.json").read_bytes()
+    assert {p.name for p in (tmp_path / "seldom" / "checkpoints").iterdir()} == {"1", "3"}
+
     # Interrupted after any epoch, the run ends in the same way.
     shutil.copytree(run, tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "3")
@@ -66,6 +74,23 @@ def test_a_rule_ends_the_run_and_the_best_checkpoint_is_its_result(
     # Without the rule it goes on, from the last epoch and not from the best.
     assert "trained epochs 4 to 4" in sdpo(*command, "epochs=4", "--output-dir", "resumed").stdout
     assert not (tmp_path / "resumed" / "stopped.json").exists()
+
+
+def test_an_epoch_that_lacks_what_a_rule_is_about_is_kept(
+    sdpo: Run, tmp_path: Path, tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Evaluation.metrics
+
+    def without(self: Evaluation) -> dict[str, float]:
+        return {name: value for name, value in metrics(self).items() if not name.startswith("monitor/diversity")}
+
+    command = ["train", "emoji", *tiny_overrides, "lora={rank: 2}", "--output-dir", "run"]
+    assert sdpo(*command, "epochs=1").returncode == 0
+    monkeypatch.setattr(Evaluation, "metrics", without)
+    refused = sdpo(*command, "stop_when=[{metric: monitor/diversity/2, below: 0.0}]")
+    assert refused.returncode == 2 and "no monitor/diversity/2" in refused.stderr
+    assert [row["epoch"] for row in rows(tmp_path / "run")] == [1, 2]
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
 
 
 def test_a_rule_that_names_no_metric_is_refused_before_anything_starts(sdpo: Run, tmp_path: Path) -> None:

@@ -75,14 +75,14 @@ def test_a_reward_that_breaks_late_loses_no_epoch(sdpo: Run, tmp_path: Path, com
 # -- values that are not finite --------------------------------------------------------------------------------------
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """Make the n-th loss NaN."""
+def spoil(monkeypatch: pytest.MonkeyPatch, at: int | None) -> None:
+    """Make the n-th loss NaN, or all of them."""
     loss, calls = SDPO.loss, []
 
     def spoiled(self: SDPO, batch: Any) -> LossOutput:
         calls.append(0)
         output = loss(self, batch)
-        return LossOutput(output.loss * float("nan"), output.metrics) if len(calls) == at else output
+        return LossOutput(output.loss * float("nan"), output.metrics) if at in (None, len(calls)) else output
 
     monkeypatch.setattr(SDPO, "loss", spoiled)
 
@@ -106,6 +106,9 @@ def test_or_its_step_is_skipped_and_counted(
     assert [row["train/skipped_steps"] for row in micro.rows(tmp_path / "run")] == [0, 1, 0]
     weights = load_file(tmp_path / "run" / "checkpoints" / "3" / "weights.safetensors")
     assert all(w.isfinite().all() for w in weights.values())
+    spoil(monkeypatch, at=None)
+    result = sdpo(*command, "train.on_nonfinite=skip", "--output-dir", "none")
+    failed(result, "epoch 1: the loss of step ", "is not finite. No checkpoint had been written")
     failed(
         sdpo(*command, "train={on_nonfinite: skip, optimizer: adamw8bit}"), "on_nonfinite=skip needs optimizer=adamw"
     )

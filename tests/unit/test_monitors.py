@@ -184,12 +184,15 @@ def test_what_was_not_measured_is_named() -> None:
     with pytest.raises(UserError, match="was not measured as it is now"):
         guarded(HALVED, base={"eval/x/1": 1.0})
     guard = guarded(HALVED)
+    guard.check({"epoch": 1})
     with pytest.raises(UserError, match="no monitor/diversity/4"):
-        guard.observe({"epoch": 1, "eval/x/1": 0.0})
+        guard.check({"epoch": 1, "eval/x/1": 0.0})
 
 
-def test_rules_need_evaluations_in_between() -> None:
+def test_rules_need_evaluations_in_between_and_a_checkpoint_to_go_back_to() -> None:
     rule = {"metric": "eval_gain", "below": 0}
+    with pytest.raises(UserError, match="checkpoint.keep_best is 0"):
+        check_rules(Config.load("emoji", checkpoint={"keep_best": 0}, stop_when=[rule]))
     with pytest.raises(UserError, match="evaluate.every is 0"):
         check_rules(Config.load("emoji", evaluate={"every": 0}, stop_when=[rule]))
     assert "eval/emoji_judge/8" in metric_names(Config.load("emoji"))

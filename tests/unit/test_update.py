@@ -182,6 +182,16 @@ def test_an_overflow_of_scaled_gradients_skips_the_step_and_nothing_else() -> No
     assert metrics["grad_norm"].isfinite() and shift(overflowing).isfinite().all()
 
 
+def test_an_epoch_whose_every_step_overflows_is_no_divergence() -> None:
+    overflowing = with_scaler(make(lr=1e-3, batch_size=6, timestep_fraction=0.1), 2.0**8)
+    overflowing.parameters[0].register_hook(lambda gradient: torch.full_like(gradient, float("inf")))
+    before = shift(overflowing)
+    metrics = run(overflowing)
+    assert metrics["skipped_steps"] == 1 and metrics["grad_norm"] == 0
+    assert all(value.isfinite() for value in metrics.values()), metrics
+    assert torch.equal(shift(overflowing), before) and overflowing.watch.finding() is None
+
+
 def test_an_overflow_in_another_process_skips_the_step_here_too() -> None:
     updater = with_scaler(make(lr=1e-3), 2.0**8)
     calls = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -406,17 +406,14 @@ def check_same_run(config: Config, stored_file: Path) -> None:
         )
     try:
         # A field that it lacks was added since, and had its default then.
-        stored = _flat(Config.parse(_read(stored_file)).model_dump(mode="json"))
+        stored = Config.parse(_read(stored_file)).model_dump(mode="json")
     except UserError as error:
         raise UserError(f"{stored_file} is of no run that can be gone on with: {error}") from error
-    current = _flat(config.model_dump(mode="json"))
     # A learning rate that decays towards the last epoch depends on which that is.
     resumable = [*RESUMABLE, *(["epochs"] if config.train.lr_schedule == "constant" else [])]
     changed = [
-        f"  {key}: {stored.get(key, _ABSENT)} → {current.get(key, _ABSENT)}"
-        for key in dict.fromkeys([*stored, *current])
-        if stored.get(key, _ABSENT) != current.get(key, _ABSENT)
-        and not any(key == free or key.startswith(free + ".") for free in resumable)
+        f"  {key}: {old} → {new}"
+        for key, (old, new) in differences(stored, config.model_dump(mode="json"), frozenset(resumable)).items()
     ]
     if changed:
         raise UserError(
@@ -426,16 +423,35 @@ def check_same_run(config: Config, stored_file: Path) -> None:
         )
 
 
-_ABSENT = "(not set)"
+def differences(
+    first: Mapping[str, Any], second: Mapping[str, Any], ignored: frozenset[str]
+) -> dict[str, tuple[Any, Any]]:
+    """In what two configurations differ, as `section.key` → both values, sorted by key.
+
+    A setting that one of them lacks has its default there: it was added since. One without a default is `(not set)`,
+    but for the settings of another algorithm, which are left out.
+
+    Args:
+        first: as `config.yaml` holds it.
+        second: likewise.
+        ignored: sections and settings that may differ.
+    """
+    found = dict(_differences(first, second, ignored, "", Config().model_dump(mode="json")))
+    return dict(sorted(found.items()))
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Fields by their dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        nested = isinstance(value, dict) and value
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-    return flat
+def _differences(
+    first: Mapping[str, Any], second: Mapping[str, Any], ignored: frozenset[str], prefix: str, defaults: Any
+) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    for key in first.keys() & second.keys() if prefix == "algorithm." else first.keys() | second.keys():
+        name, default = f"{prefix}{key}", defaults.get(key, "(not set)") if isinstance(defaults, dict) else "(not set)"
+        one, other = first.get(key, default), second.get(key, default)
+        if name in ignored:
+            continue
+        if isinstance(one, Mapping) and isinstance(other, Mapping) and key not in WHOLE:
+            yield from _differences(one, other, ignored, f"{name}.", default)
+        elif one != other:
+            yield name, (one, other)
 
 
 WHOLE = {"rewards"}  # mappings that an override replaces as a whole: their keys are names, not settings

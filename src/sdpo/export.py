@@ -209,13 +209,19 @@ def _check_free(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"-o {folder} is a file: name a new folder")
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    mark = folder / MARK
-    written = set(json.loads(mark.read_text(encoding="utf-8"))["files"]) if mark.is_file() else set()
-    foreign = sorted(present - written)
+    foreign = sorted(present - _written(folder / MARK))
     if foreign:
         raise UserError(
             f"-o {folder} holds {foreign[0]}, which is not of an earlier export: nothing was changed; name a new folder"
         )
+
+
+def _written(mark: Path) -> set[str]:
+    """The files that an earlier export says it wrote; none where the mark is missing or damaged."""
+    try:
+        return set(map(str, json.loads(mark.read_text(encoding="utf-8"))["files"]))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return set()
 
 
 def check_upload(repo: str) -> None:

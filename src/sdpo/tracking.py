@@ -15,6 +15,29 @@ from sdpo.errors import UserError
 from sdpo.files import write_whole
 
 
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The rows of a `metrics.jsonl` by epoch, and the numbers of the lines that are none, such as a half-written one.
+
+    A run that went on from an earlier checkpoint writes some epochs again: the later row counts.
+    """
+    rows: list[dict[str, Any]] = []
+    damaged = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            epoch = row["epoch"] = int(row["epoch"])
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            damaged.append(number)
+            continue
+        while rows and rows[-1]["epoch"] >= epoch:
+            rows.pop()
+        rows.append(row)
+    return rows, damaged
+
+
 class MetricsFile:
     """`metrics.jsonl`: one JSON object an epoch, flushed to the disk before the epoch's checkpoint is written."""
 
@@ -30,18 +53,8 @@ class MetricsFile:
         write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def read(self, last_epoch: int) -> list[dict[str, Any]]:
-        """The rows up to `last_epoch`, of each epoch the last that was written."""
-        rows: dict[int, dict[str, Any]] = {}
-        if self.path.exists() and last_epoch:
-            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    row = json.loads(line)
-                    row["epoch"] = int(row["epoch"])
-                except (ValueError, TypeError, KeyError):
-                    continue  # a line that a killed process left half written belongs to an epoch after the checkpoint
-                if row["epoch"] <= last_epoch:
-                    rows[row["epoch"]] = row
-        return list(rows.values())
+        """The rows up to `last_epoch`."""
+        return [row for row in read_rows(self.path)[0] if 0 < row["epoch"] <= last_epoch]
 
     def append(self, row: dict[str, Any]) -> None:
         """Add an epoch."""

@@ -63,6 +63,33 @@ def test_damaged_run_directories(sdpo: Run, tmp_path: Path, command: list[str]) 
     assert 0 in codes
 
 
+def test_commands_on_damaged_run_directories(sdpo: Run, tmp_path: Path, command: list[str]) -> None:
+    """They say what is wrong, or leave it out."""
+    assert sdpo(*command, "whole").returncode == 0
+    nested = {"config.yaml": b"a: " + b"[" * 5000, "metrics.jsonl": b"[" * 100_000 + b"\n"}
+    nested["stopped.json"] = nested["evaluation/epoch_0002.json"] = nested["metrics.jsonl"]
+    nested["export/diffusers/sdpo_export.json"] = b'{"files": 3}'
+    codes = []
+    for index in range(2 * len(nested)):
+        rng, run, file = random.Random(index), tmp_path / f"run{index}", list(nested)[index // 2]
+        shutil.copytree(tmp_path / "whole", run)
+        (run / file).parent.mkdir(parents=True, exist_ok=True)
+        old = (run / file).read_bytes() if (run / file).is_file() else b'{"epoch": 2, "result_epoch": 0, "text": "x"}'
+        broken = nested[file] if index % 2 else damage(old, rng).replace(b"e", b"\xff")
+        (run / file).write_bytes(broken)
+        for words in (
+            ["report", run.name],
+            ["compare", "a=whole", f"b={run.name}"],
+            ["export", run.name, "--to", "diffusers"],
+        ):
+            with time_limit(f"{words} {file} {index}"):
+                result = sdpo(*words)
+            assert "Traceback" not in result.stdout + result.stderr
+            assert result.returncode in (0, 2), (words, result.stderr)
+            codes.append(result.returncode)
+    assert {0, 2} == set(codes)
+
+
 def test_folders_that_are_no_checkpoints(sdpo: Run, tmp_path: Path, command: list[str]) -> None:
     assert sdpo(*command, "whole").returncode == 0
     expected = weights(tmp_path / "whole")

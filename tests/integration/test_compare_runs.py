@@ -118,12 +118,13 @@ def test_runs_in_processes(sdpo: Run, tmp_path: Path, command: list[str]) -> Non
 
 
 def test_processes_have_their_share_of_threads_and_of_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shell script takes the place of Python: `$6` is the run's directory."""
+    """A shell script takes the place of Python: `$4` is the configuration, `$6` the run's directory."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     python = tmp_path / "python"
     python.write_text(
-        '#!/bin/sh\necho "$OMP_NUM_THREADS $*" > "$6/said"\nsleep 0.2\necho "warning: hot" >&2\n'
+        '#!/bin/sh\nmkdir -p "$6"\ncp "$4" "$6/given"\n'
+        'echo "$OMP_NUM_THREADS $*" > "$6/said"\nsleep 0.2\necho "warning: hot" >&2\n'
         'case "$6" in *ddpo-seed2) echo "sdpo: error: no room" >&2; exit 2;; esac\n'
     )
     python.chmod(0o755)
@@ -133,7 +134,9 @@ def test_processes_have_their_share_of_threads_and_of_the_gpus(tmp_path: Path, m
     assert train_missing(planned, 2, said.append) == {"ddpo-seed2": "no room"}
     assert "sdpo-seed1: finished; warning: hot" in said and "ddpo-seed2: failed: no room" in said
     calls = [(run.path / "said").read_text() for run in planned]
-    assert all(call.startswith(f"2 -m sdpo train {tmp_path}/runs/") for call in calls)
+    assert all(call.startswith("2 -m sdpo train ") and f".yaml --output-dir {tmp_path}/runs/" in call for call in calls)
+    assert [(run.path / "given").read_text() for run in planned] == [run.config.to_yaml() for run in planned]
+    assert not any((run.path / "config.yaml").exists() for run in planned), "that is for the process to write"
     assert {call.split()[-1] for call in calls} == {"device=cuda:0", "device=cuda:1"}
     assert ["training" in text for text in said[1:4]] == [True, True, False], "two at once, not more"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -183,13 +184,8 @@ def test_two_runs_in_one_directory(sdpo: Run, tmp_path: Path, command: list[str]
 def test_another_configuration_is_told_field_by_field(sdpo: Run, tmp_path: Path, command: list[str]) -> None:
     assert sdpo(*command, "epochs=1").returncode == 0
     said = failed(sdpo(*command, "train.learning_rate=0.5", "seed=1", "lora=null"))
-    for line in (
-        "train.learning_rate: 0.001 → 0.5",
-        "seed: 42 → 1",
-        "lora.rank: 2 → (not set)",
-        "lora: (not set) → None",
-    ):
-        assert f"  {line}\n" in said
+    for line in (r"train\.learning_rate: 0\.001 → 0\.5", "seed: 42 → 1", "lora: {.*'rank': 2.*} → None"):
+        assert re.search(rf"^  {line}$", said, re.MULTILINE), said
     assert "train.batch_size" not in said and "train.micro_batch" in said.splitlines()[-1]
     changed = ["scoring.timeout=60", "train.micro_batch=1", "evaluate={steps: [2], every: 1}", "checkpoint.keep_last=1"]
     result = sdpo(*command, "epochs=2", *changed)

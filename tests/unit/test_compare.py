@@ -20,7 +20,7 @@ from sdpo.compare.groups import group_directories
 from sdpo.compare.measures import area, area_under, comparable, curve, first_crossing, gain
 from sdpo.compare.plan import Planned, plan_runs
 from sdpo.compare.table import BASE
-from sdpo.config import Config
+from sdpo.config import Config, check_same_run, differences
 from sdpo.errors import UserError
 from sdpo.report.looks import LOOKS, look
 
@@ -278,6 +278,28 @@ def test_a_run_is_recognised_by_its_files_and_settings(tmp_path: Path) -> None:
     (run.path / "config.yaml").write_text(yaml.safe_dump(constant))
     more = plan(tmp_path, "sdpo", overrides=("epochs=3", "train.lr_schedule=constant"))[0]
     assert more.begun() and not more.finished()
+
+
+def test_a_setting_that_only_one_run_has_is_a_difference(tmp_path: Path) -> None:
+    """Unless it has a default, or belongs to another algorithm."""
+    (tmp_path / "variants.yaml").write_text("")
+    one = "reward_options={emoji_score: {device: cpu}}", "model.scheduler={name: LCMScheduler}"
+    other = "epochs=2", "model.scheduler={name: LCMScheduler, timestep_spacing: trailing}"
+    run = plan(tmp_path, "sdpo", overrides=("epochs=2", *one))[0]
+    write_run(run.path, FLAT)
+    (run.path / "config.yaml").write_text(run.config.to_yaml())
+    assert run.begun()
+    words = r"(?s)model.scheduler.timestep_spacing: \(not set\) → trailing.*reward_options.emoji_score: .*cpu.* → \(not"
+    with pytest.raises(UserError, match=words):
+        plan(tmp_path, "sdpo", overrides=other)[0].begun()
+    with pytest.raises(UserError, match=words.replace("trailing", "'?trailing")):
+        check_same_run(plan(tmp_path, "sdpo", overrides=other)[0].config, run.path / "config.yaml")
+    stored = yaml.safe_load((run.path / "config.yaml").read_text())
+    del stored["train"]["weight_decay"], stored["stop_when"]
+    (run.path / "config.yaml").write_text(yaml.safe_dump(stored))
+    assert run.begun(), "it was made before these settings were added"
+    found = differences(stored, Config.load("emoji", ["algorithm=ddpo"]).model_dump(mode="json"), frozenset())
+    assert found["algorithm.name"] == ("sdpo", "ddpo") and "algorithm.temporal_decay" not in found
 
 
 def test_more_than_eight_lines_still_look_different() -> None:

@@ -284,7 +284,7 @@ def test_not_a_run_directory(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="mapping"):
         write_report(tmp_path)
     (tmp_path / "config.yaml").write_text("a: [1")
-    with pytest.raises(UserError, match="not valid YAML"):
+    with pytest.raises(UserError, match="cannot be read as YAML"):
         write_report(tmp_path)
 
 

@@ -17,7 +17,6 @@ import torch
 
 from sdpo.compare.plan import Planned
 from sdpo.errors import UserError
-from sdpo.files import write_whole
 from sdpo.trainer import Trainer
 
 Say = Callable[[str], None]
@@ -65,6 +64,7 @@ class _Child:
     run: Planned
     slot: int
     process: subprocess.Popen[bytes]
+    config: IO[str]
     errors: IO[str]
 
 
@@ -95,9 +95,11 @@ def _spread(missing: Sequence[Planned], processes: int, say: Say) -> dict[str, s
 
 def _start(run: Planned, slot: int, processes: int) -> _Child:
     """An ordinary `sdpo train`, on its share of the threads, and on a GPU of its own where there are several."""
-    run.path.mkdir(parents=True, exist_ok=True)
-    write_whole(run.path / "config.yaml", run.config.to_yaml())
-    command = [sys.executable, "-m", "sdpo", "train", str(run.path / "config.yaml"), "--output-dir", str(run.path)]
+    # Of its own, until the process is done: the run's config.yaml is what `sdpo train` checks these settings against.
+    config = tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8")
+    config.write(run.config.to_yaml())
+    config.flush()
+    command = [sys.executable, "-m", "sdpo", "train", config.name, "--output-dir", str(run.path)]
     if run.config.device == "auto" and torch.cuda.device_count() > 1:
         command.append(f"device=cuda:{slot % torch.cuda.device_count()}")
     threads = str(max(1, torch.get_num_threads() // processes))
@@ -105,11 +107,11 @@ def _start(run: Planned, slot: int, processes: int) -> _Child:
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=errors, env={**environ, "OMP_NUM_THREADS": threads}
     )
-    return _Child(run, slot, process, errors)
+    return _Child(run, slot, process, config, errors)
 
 
 def _errors(child: _Child) -> str:
-    """What the process wrote to stderr; of a user's error, the message alone."""
-    with child.errors as file:
+    """What the finished process wrote to stderr; of a user's error, the message alone."""
+    with child.config, child.errors as file:
         file.seek(0)
         return file.read().rpartition("sdpo: error: ")[2].strip()

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdpo.compare.settings import differences, shown
+from sdpo.compare.settings import OF_THE_RUN, shown
+from sdpo.config import differences
 from sdpo.errors import UserError
 from sdpo.report.data import Run, read_run
 from sdpo.report.document import setting_name
@@ -80,7 +81,7 @@ def group_directories(words: Sequence[str]) -> list[Group]:
         label, path = split_label(word)
         run = read_run(path)
         for other, runs in found:
-            if label == other and (label is not None or not differences(runs[0].config, run.config)):
+            if label == other and (label is not None or not differences(runs[0].config, run.config, OF_THE_RUN)):
                 runs.append(run)
                 break
         else:
@@ -99,7 +100,7 @@ def _names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     for config in configs:
         algorithm = setting_name(config.get("algorithm"), "name")
         rivals = [c for c in configs if setting_name(c.get("algorithm"), "name") == algorithm and c is not config]
-        told = {key: own for rival in rivals for key, (own, _) in differences(config, rival).items()}
+        told = {key: own for rival in rivals for key, (own, _) in differences(config, rival, OF_THE_RUN).items()}
         apart = ", ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in sorted(told.items()))
         names.append(f"{algorithm} ({apart})" if rivals else algorithm)
     return names

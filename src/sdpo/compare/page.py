@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from html import escape
 
 from sdpo.compare.measures import Comparison, curve
-from sdpo.compare.settings import differences, setting
+from sdpo.compare.settings import OF_THE_RUN, setting
 from sdpo.compare.table import BASE, Grid, html
+from sdpo.config import differences
 from sdpo.report.charts import percent_range
 from sdpo.report.data import COSTS, Evaluation
 from sdpo.report.document import head, missing, render_document, setting_name, trained_weights, wanted_rewards
@@ -112,7 +113,7 @@ def _tiles(name: str, evaluation: Evaluation, steps: int) -> str:
 def _settings(comparison: Comparison) -> str:
     """What differs between the groups; of the algorithms, all that not all have alike."""
     configs = [group.config for group in comparison.groups]
-    keys = dict.fromkeys(key for config in configs[1:] for key in differences(configs[0], config))
+    keys = dict.fromkeys(key for config in configs[1:] for key in differences(configs[0], config, OF_THE_RUN))
     keys |= dict.fromkeys(f"algorithm.{key}" for c in configs for key in c.get("algorithm") or {})
     rows = {key: [setting(config, key) for config in configs] for key in sorted(keys)}
     different = {key: values for key, values in rows.items() if len(set(values)) > 1}

@@ -10,8 +10,8 @@ from typing import Any
 
 from sdpo.algorithms import ALGORITHMS
 from sdpo.checkpoint import CheckpointStore
-from sdpo.compare.settings import OF_THE_MACHINE, differences, shown
-from sdpo.config import DEFAULT_PRESET, PRESETS, WHOLE, Config, nearest, preset_names, read_mapping
+from sdpo.compare.settings import OF_THE_MACHINE, OF_THE_RUN, shown
+from sdpo.config import DEFAULT_PRESET, PRESETS, WHOLE, Config, differences, nearest, preset_names, read_mapping
 from sdpo.errors import UserError
 from sdpo.report.data import read_run
 
@@ -166,5 +166,5 @@ def _refuse_twins(planned: Sequence[Planned]) -> None:
         for other in planned[:i]:
             if one.name == other.name:
                 raise UserError(f"--algorithms names {one.name} twice")
-            if not differences(one.config.model_dump(mode="json"), other.config.model_dump(mode="json")):
+            if not differences(one.config.model_dump(mode="json"), other.config.model_dump(mode="json"), OF_THE_RUN):
                 raise UserError(f"{other.name} and {one.name} come out with the same settings: leave one of them out")

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from sdpo.config import read_mapping
 from sdpo.errors import UserError
+from sdpo.tracking import read_rows
 
 FloatArray = NDArray[np.float64]
 
@@ -92,22 +93,15 @@ def read_run(path: Path) -> Run:
     """Read a run's directory.
 
     Raises:
-        UserError: if the directory or its `config.yaml` is missing, or `config.yaml` is not a mapping.
+        UserError: if the directory or its `config.yaml` is missing, or `config.yaml` does not hold a mapping.
     """
     config_path = path / "config.yaml"
     if not config_path.is_file():
         what = "has no config.yaml" if path.is_dir() else "is not a directory"
         raise UserError(f"{path} is not a run's directory: it {what}. Give the --output-dir of an `sdpo train`.")
-    text = config_path.read_text(encoding="utf-8")
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{config_path} is not valid YAML: {error}. `sdpo train` writes it anew.") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{config_path} should hold a mapping of settings, not {type(config).__name__}.")
-
-    notes: list[str] = []
-    metrics = _read_metrics(path / "metrics.jsonl", notes)
+    config = read_mapping(config_path)
+    metrics, damaged = read_rows(path / "metrics.jsonl")
+    notes = [f"metrics.jsonl, line {n}, is left out: it is not a JSON object with an epoch." for n in damaged]
     by_epoch = {int(row["epoch"]): row for row in metrics}
     evaluations = []
     for file in sorted((path / "evaluation").glob("epoch_*.json")):
@@ -121,7 +115,7 @@ def read_run(path: Path) -> Run:
     return Run(
         path=path,
         config=config,
-        config_text=text,
+        config_text=config_path.read_text(encoding="utf-8"),
         environment=_read_json(path / "environment.json", notes) or {},
         metrics=metrics,
         evaluations=sorted(evaluations, key=lambda e: e.epoch),
@@ -136,33 +130,13 @@ def _read_json(path: Path, notes: list[str]) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         notes.append(f"{path.name} is left out: it is not complete JSON (it may be being written).")
         return None
     if not isinstance(record, dict):
         notes.append(f"{path.name} is left out: it does not hold a JSON object.")
         return None
     return record
-
-
-def _read_metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    if not path.is_file():
-        return rows
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            epoch = int(row["epoch"])
-        except (ValueError, TypeError, KeyError):
-            notes.append(f"{path.name}, line {number}, is left out: it is not a JSON object with an epoch.")
-            continue
-        # A run that was stopped and resumed from an earlier checkpoint writes some epochs again: the later one counts.
-        while rows and int(rows[-1]["epoch"]) >= epoch:
-            rows.pop()
-        rows.append(row)
-    return rows
 
 
 def _evaluation(record: Mapping[str, Any], folder: Path, metrics: Mapping[int, Mapping[str, Any]]) -> Evaluation:

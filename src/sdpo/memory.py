@@ -174,8 +174,8 @@ def describe(config: Config, processes: int = 1) -> str:
     found = estimate(config, processes)
     if found is None:
         return (
-            f"# memory: not known for {config.model.path}; with model.path a local copy of it, its files tell. The cost "
-            "above is that of a model whose last step has a density and whose guidance takes a second evaluation"
+            f"# memory: not known for {config.model.path}; with model.path a local copy of it, its files tell. The "
+            "cost above is that of a model whose last step has a density and whose guidance takes a second evaluation"
         )
     parts = ", ".join(f"{name} {gigabytes(n)}" for name, n in found.parts.items())
     kept, update, decoding = found.lines

@@ -52,7 +52,9 @@ def test_train_refuses(sdpo: Run, arguments: list[str], words: list[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    "command", [["train", "--dry-run"], ["compare", "--dry-run", "--algorithms", "sdpo"], ["doctor"]], ids=lambda c: c[0]
+    "command",
+    [["train", "--dry-run"], ["compare", "--dry-run", "--algorithms", "sdpo"], ["doctor"]],
+    ids=lambda c: c[0],
 )
 def test_an_only_step_without_density_is_refused_before_the_model_is_loaded(sdpo: Run, command: list[str]) -> None:
     words = ["model.scheduler={name: LCMScheduler}", "sample.num_steps=1", "algorithm.credit=step"]

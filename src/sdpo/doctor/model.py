@@ -85,7 +85,6 @@ class Patient:
         transition = self.transition(part, step, groups)
         return gaussian.log_prob(part.states[0, :, step + 1], transition.mean, transition.std)
 
-
     def micro_batches(self) -> build.MicroBatches:
         """Those of the run where their rounding shows; in float32 and where `auto` makes them equal, of one group."""
         settings = self.config.sample.micro_batch, self.config.train.micro_batch

@@ -493,7 +493,7 @@ def memory_knobs(config: Config, now: MicroBatches | None = None) -> str:
     return (
         f"None of these changes the result (below float32 the first two must be equal): train.micro_batch (now "
         f"{update}), sample.micro_batch (now {sample}), train.gradient_checkpointing=true, scoring.decode_batch (now "
-        f"{scoring.decode_batch}), scoring.batch_size (now {scoring.batch_size}), scoring.offload=true, model.text_encoders=cpu. These do: "
-        "model.dtype=bfloat16, model.quantize=int8 or nf4, train.optimizer=adamw8bit, a smaller lora.rank, "
-        "model.height and model.width."
+        f"{scoring.decode_batch}), scoring.batch_size (now {scoring.batch_size}), scoring.offload=true, "
+        "model.text_encoders=cpu. These do: model.dtype=bfloat16, model.quantize=int8 or nf4, "
+        "train.optimizer=adamw8bit, a smaller lora.rank, model.height and model.width."
     )

@@ -26,7 +26,6 @@ from sdpo.prompts import load_prompts
 from sdpo.report.stats import paired_gain
 from sdpo.rewards import REWARDS
 
-
 RESULT = "result.json"
 
 

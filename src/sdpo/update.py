@@ -126,8 +126,9 @@ class Updater:
             epoch: numbers the shuffles.
 
         Returns:
-            Metrics as device tensors, averaged over the epoch's optimizer steps, 0 where none was made. `watch` then knows what was not
-            finite; such a step is left out where the optimizer can: fused AdamW reads `found_inf` on the device.
+            Metrics as device tensors, averaged over the epoch's optimizer steps, 0 where none was made. `watch` then
+            knows what was not finite; such a step is left out where the optimizer can: fused AdamW reads `found_inf`
+            on the device.
         """
         size = self.settings.batch_size
         groups, steps = len(trajectories.prompts), trajectories.num_steps

@@ -51,7 +51,7 @@ def test_evaluations_without_gradient_count_as_such_and_stopping_rules_are_off(
                   "train.kl_weight=0.1", "stop_when=[{metric: eval_gain, below: 0}]", "--repetitions", "1",
                   "-o", "bench.json")  # fmt: skip
     assert result.returncode == 0, result.stderr
-    # 8 groups of 2 branches, 3 steps: sampled, then once for the factors, once with gradient, and for the KL both times.
+    # 8 groups of 2 branches, 3 steps: sampled, for the factors, with gradient, and for the KL these two times.
     assert json.loads((tmp_path / "bench.json").read_text())["evaluations"] == {"forward": 48 * 4, "backward": 48}
 
 

@@ -380,3 +380,11 @@ def test_evaluations_of_other_prompts_are_said(tmp_path: Path) -> None:
         record = json.loads(file.read_text())
         file.write_text(json.dumps(record | {"prompts": ["a moon"] * len(record["prompts"])}))
     assert "different prompts" in " ".join(compare_directories(words, tmp_path / "out").comparison.notes)
+
+
+def test_values_of_variants_arrive_as_they_are(tmp_path: Path) -> None:
+    """As overrides they are YAML on one line, whatever YAML takes for a line break."""
+    prompts = ["a cat\u2028and a dog", "a\x85b: c, d", "long " * 100]
+    variant = {"mine": {"algorithm": {}, "prompts": {"train": prompts}}}
+    (tmp_path / "variants.yaml").write_text(yaml.safe_dump(variant), encoding="utf-8")
+    assert plan(tmp_path, "mine")[0].config.prompts.train == prompts

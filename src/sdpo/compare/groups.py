@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdpo.compare.settings import OF_THE_RUN, shown
+from sdpo.compare.settings import OF_THE_RUN
 from sdpo.config import differences
 from sdpo.errors import UserError
+from sdpo.plain_yaml import dump_line
 from sdpo.report.data import Evaluation, Run, read_run
 from sdpo.report.document import setting_name
 
@@ -112,5 +113,5 @@ def _names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = shown(value)
+    text = dump_line(value)
     return text if len(text) <= 24 else f"{text[:23]}…"

@@ -73,7 +73,7 @@ def comparable(groups: Sequence[Group]) -> Comparison:
     """What the groups can be compared by.
 
     Raises:
-        UserError: if a run was not evaluated before and after training or its costs are lost, or the runs share no reward or step count.
+        UserError: if a run was not evaluated before and after training, costs are lost, or runs share no reward or step.
     """
     runs = [run for group in groups for run in group.runs]
     for run in runs:
@@ -232,7 +232,7 @@ def reach(comparison: Comparison, group: Group, reference: Group, score: str) ->
     """
     found = []
     for steps in [*comparison.steps, None]:
-        target = np.mean([_value(comparison, e, score, steps) for e in reference.results])
+        target = float(np.mean([_value(comparison, e, score, steps) for e in reference.results]))
         own = curve(comparison, group, score, steps)
         found.append(first_crossing(own.costs["images"], own.mean, target - 1e-9 * abs(target)))  # but for rounding
     return found

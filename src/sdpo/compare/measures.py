@@ -73,7 +73,7 @@ def comparable(groups: Sequence[Group]) -> Comparison:
     """What the groups can be compared by.
 
     Raises:
-        UserError: if a run was not evaluated before and after training, costs are lost, or runs share no reward or step.
+        UserError: if a run was not evaluated before and after training, its costs are lost, or runs share no reward.
     """
     runs = [run for group in groups for run in group.runs]
     for run in runs:

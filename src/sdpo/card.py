@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from sdpo import plain_yaml
 from sdpo.backbones import check_path
 from sdpo.config import Config
 from sdpo.report.data import COSTS, Run
@@ -150,7 +149,7 @@ def _front_matter(config: Config, exported: Exported) -> str:
         fields |= {"base_model": config.model.path, "base_model_relation": relation}
     tags = ["text-to-image", "diffusers", kind, "sdpo", "reinforcement-learning", "alignment", *config.rewards]
     fields["tags"] = tags + (["comfyui"] if _is_comfyui(exported) else [])
-    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+    return plain_yaml.dump(fields)
 
 
 def _is_comfyui(exported: Exported) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from sdpo import plain_yaml
 from sdpo.algorithms import ALGORITHMS, Algorithm
-from sdpo.errors import UserError
+from sdpo.errors import UserError, nearest
 from sdpo.secrets import find_secrets, refusal
 
 PRESETS = Path(__file__).parent / "presets"
@@ -322,11 +321,11 @@ class Config(_Section):
         prompts, batch = self.sample.prompts_per_epoch, self.train.batch_size
         if prompts % batch:
             legal = [d for d in range(1, prompts + 1) if prompts % d == 0]
-            nearest = sorted(sorted(legal, key=lambda d: abs(d - batch))[:2])
+            close = sorted(sorted(legal, key=lambda d: abs(d - batch))[:2])
             raise ValueError(
                 f"sample.prompts_per_epoch ({prompts}) must be a multiple of train.batch_size ({batch}), "
                 f"so that every optimizer step sees a whole batch. "
-                f"Nearest: train.batch_size={' or '.join(map(str, nearest))}, "
+                f"Nearest: train.batch_size={' or '.join(map(str, close))}, "
                 f"or sample.prompts_per_epoch={max(1, round(prompts / batch)) * batch}"
             )
         return self
@@ -566,9 +565,3 @@ def _keys(sections: list[str]) -> list[str]:
         candidates = [annotation, *get_args(annotation)]
         model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
     return list(model.model_fields)
-
-
-def nearest(name: str, known: Any) -> str:
-    """The end of a message about an unknown name: the nearest known one, or all of them."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {found[0]!r}?)" if found else f" (known: {', '.join(sorted(known))})"

@@ -1,5 +1,10 @@
 """Errors that are the user's to mend: the command line shows them without a traceback and exits with code 2."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+
 
 class UserError(Exception):
     """Says what is wrong, where, and how to fix it."""
@@ -15,3 +20,9 @@ class DivergenceError(UserError):
 
 class LostProcessError(UserError):
     """Another process of the run has ended."""
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of them."""
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (did you mean {found[0]!r}?)" if found else f" (known: {', '.join(sorted(known))})"

@@ -55,7 +55,7 @@ def test_other_commands_on_settings_that_no_machine_has(sdpo: Run, tiny_pipeline
 
 
 def test_a_dry_run_looks_for_what_is_named(sdpo: Run, tmp_path: Path) -> None:
-    failed(sdpo("train", "emoji", "--dry-run", "rewards={colorfulnes: 1.0}"), "Did you mean 'colorfulness'")
+    failed(sdpo("train", "emoji", "--dry-run", "rewards={colorfulnes: 1.0}"), "did you mean 'colorfulness'")
     failed(sdpo("train", "emoji", "--dry-run", "prompts.train=nofile.txt"), "nofile.txt")
     failed(sdpo("train", "emoji", "--dry-run", "model.path=/nope"), "/nope")
     assert sdpo("train", "aesthetic", "--dry-run").returncode == 0, "a model of the hub is not looked for"

@@ -342,9 +342,49 @@ def test_a_run_that_a_rule_stopped_is_finished_and_said_to_be_stopped(tmp_path: 
     assert "Stopped &lt;by&gt; a rule." in result.page.read_text()
 
 
+def test_what_is_to_be_reached_is_the_result(tmp_path: Path) -> None:
+    """Here the results of ddpo's runs are 0.6 after 100 samples, where a rule stopped it, and 0.8 after 300."""
+    words = [
+        write_run(tmp_path / "a", {1: [0.2, 0.6, 0.1]}, seed=42, algorithm="ddpo", epochs=3),
+        write_run(tmp_path / "b", {1: [0.2, 0.4, 0.6, 0.8]}, seed=43, algorithm="ddpo", epochs=3),
+        write_run(tmp_path / "c", {1: [0.0, 0.5, 0.9]}, seed=42, epochs=3),
+    ]
+    (words[0] / "stopped.json").write_text(json.dumps({"epoch": 2, "result_epoch": 1}))
+    result = compare_directories(words, tmp_path / "out")
+    found = cells(result, "Samples to reach ddpo's final aesthetic")
+    assert found["sdpo"][0] == "150 (75%)"  # 0.7, half-way from 0.5 to 0.9; of (100 + 300) / 2 samples
+    assert found["ddpo"][0] == "not reached"  # its mean curve is 0.2, 0.5, 0.35
+    grid = next(g for g in result.tables if g.title.startswith("Samples to reach"))
+    assert grid.about.endswith("the share of the 200 samples of that result")
+
+
+def test_lost_costs(sdpo: Run, tmp_path: Path) -> None:
+    """Those of an evaluation between leave it out of the curves; without those of the result nothing can be said."""
+    for name, epoch in (("between", 1), ("last", 2)):
+        run = write_run(tmp_path / name, FLAT, algorithm="ddpo")
+        file = run / "evaluation" / f"epoch_{epoch:04d}.json"
+        record = json.loads(file.read_text())
+        del record["images"], record["seconds"]
+        file.write_text(json.dumps(record))
+        (run / "metrics.jsonl").unlink()
+    comparison = comparable(group_directories([str(tmp_path / "between")]))
+    assert curve(comparison, comparison.groups[0], "aesthetic", 1).epochs == [0, 2]
+    refused = sdpo("compare", "last")
+    assert refused.returncode == 2 and "last does not say what it spent (samples, time)" in refused.stderr
+    assert "epoch 2 in metrics.jsonl" in refused.stderr
+
+
 def test_evaluations_of_other_prompts_are_said(tmp_path: Path) -> None:
     words = [write_run(tmp_path / "a", FLAT), write_run(tmp_path / "b", FLAT, seed=43)]
     for file in (tmp_path / "b" / "evaluation").glob("*.json"):
         record = json.loads(file.read_text())
         file.write_text(json.dumps(record | {"prompts": ["a moon"] * len(record["prompts"])}))
     assert "different prompts" in " ".join(compare_directories(words, tmp_path / "out").comparison.notes)
+
+
+def test_values_of_variants_arrive_as_they_are(tmp_path: Path) -> None:
+    """As overrides they are YAML on one line, whatever YAML takes for a line break."""
+    prompts = ["a cat\u2028and a dog", "a\x85b: c, d", "long " * 100]
+    variant = {"mine": {"algorithm": {}, "prompts": {"train": prompts}}}
+    (tmp_path / "variants.yaml").write_text(yaml.safe_dump(variant), encoding="utf-8")
+    assert plan(tmp_path, "mine")[0].config.prompts.train == prompts

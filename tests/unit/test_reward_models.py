@@ -214,7 +214,7 @@ def test_score_command(sdpo: Run, tmp_path: Path) -> None:
         (["--reward", "emoji_score", "images/0.png"], "give --prompt"),
         (["--reward", "colorfulness", "nothing.png"], "nothing.png"),
         (["--reward", "colorfulness", "pairs.csv", "--option", "colour=1"], "colour"),
-        (["--reward", "colourfulness", "images/0.png"], "Did you mean 'colorfulness'"),
+        (["--reward", "colourfulness", "images/0.png"], "did you mean 'colorfulness'"),
         (["--reward", "colorfulness", "scores.json"], "cannot be read as an image"),
     ):
         failed = sdpo("score", *arguments)

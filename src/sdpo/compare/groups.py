@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdpo.compare.settings import OF_THE_RUN, shown
+from sdpo.compare.settings import OF_THE_RUN
 from sdpo.config import differences
 from sdpo.errors import UserError
-from sdpo.report.data import Run, read_run
+from sdpo.plain_yaml import dump_line
+from sdpo.report.data import Evaluation, Run, read_run
 from sdpo.report.document import setting_name
 
 
@@ -36,6 +37,11 @@ class Group:
     def seeds(self) -> list[int]:
         """The runs' seeds, [S]."""
         return [seed_of(run) for run in self.runs]
+
+    @property
+    def results(self) -> list[Evaluation]:
+        """The evaluations of its runs' results, where there are any yet."""
+        return [run.tuned for run in self.runs if run.tuned is not None]
 
 
 def seed_of(run: Run) -> int:
@@ -107,5 +113,5 @@ def _names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = shown(value)
+    text = dump_line(value)
     return text if len(text) <= 24 else f"{text[:23]}…"

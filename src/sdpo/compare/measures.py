@@ -73,13 +73,17 @@ def comparable(groups: Sequence[Group]) -> Comparison:
     """What the groups can be compared by.
 
     Raises:
-        UserError: if a run was not evaluated before and after training, or the runs share no reward or step count.
+        UserError: if a run was not evaluated before and after training, its costs are lost, or runs share no reward.
     """
     runs = [run for group in groups for run in group.runs]
     for run in runs:
         if run.base is None or run.tuned is None:
             when = "after training yet: repeat its command to finish it" if run.base else "before training (epoch 0)"
             raise UserError(f"{run.path} has no evaluation {when}; there is nothing to compare")
+        lost = [words for key, words in COSTS.items() if not {key} <= run.base.costs.keys() & run.tuned.costs.keys()]
+        if lost:
+            where = f"the row of epoch {run.tuned.epoch} in metrics.jsonl, or in its evaluation"
+            raise UserError(f"{run.path} does not say what it spent ({', '.join(lost)}): that stands in {where}")
     everything = [e.seen for run in runs for e in run.evaluations]
     names = [n for n in score_names(runs[0]) if all(n in e.scores for e in everything)]
     judges = set().union(*(run.judges for run in runs))
@@ -146,13 +150,14 @@ def curve(comparison: Comparison, group: Group, score: str, steps: int | None) -
     """The curve of a score at a step count, over the images that all evaluations have; None: mean over step counts."""
     by_run = [{e.epoch: e for e in run.evaluations if len(e.costs) == len(COSTS)} for run in group.runs]
     epochs = sorted(set(by_run[0]).intersection(*by_run))
-    counts = comparison.steps if steps is None else [steps]
-
-    def value(evaluation: Evaluation) -> float:
-        return float(np.mean([evaluation.seen.scores[score][s][: comparison.images].mean() for s in counts]))
-
     costs = {key: np.array([np.mean([e[epoch].costs[key] for e in by_run]) for epoch in epochs]) for key in COSTS}
-    return Curve(epochs, costs, np.array([[value(e[epoch]) for epoch in epochs] for e in by_run]))
+    values = [[_value(comparison, e[epoch], score, steps) for epoch in epochs] for e in by_run]
+    return Curve(epochs, costs, np.array(values))
+
+
+def _value(comparison: Comparison, evaluation: Evaluation, score: str, steps: int | None) -> float:
+    counts = comparison.steps if steps is None else [steps]
+    return float(np.mean([evaluation.seen.scores[score][s][: comparison.images].mean() for s in counts]))
 
 
 def final(comparison: Comparison, group: Group, score: str, split: SplitName = "seen") -> FloatArray:
@@ -220,16 +225,16 @@ def area_under(xs: FloatArray, ys: FloatArray, until: float) -> float:
 
 
 def reach(comparison: Comparison, group: Group, reference: Group, score: str) -> list[float | None]:
-    """Samples at which a group's mean curve first reaches the reference's last mean reward.
+    """Samples at which a group's mean curve first reaches the mean reward of the reference's results.
 
     Returns:
         By step count, then for the mean over step counts; None where it is not reached.
     """
     found = []
     for steps in [*comparison.steps, None]:
-        target = curve(comparison, reference, score, steps).mean[-1]
+        target = float(np.mean([_value(comparison, e, score, steps) for e in reference.results]))
         own = curve(comparison, group, score, steps)
-        found.append(first_crossing(own.costs["images"], own.mean, target))
+        found.append(first_crossing(own.costs["images"], own.mean, target - 1e-9 * abs(target)))  # but for rounding
     return found
 
 

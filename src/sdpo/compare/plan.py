@@ -10,9 +10,10 @@ from typing import Any
 
 from sdpo.algorithms import ALGORITHMS
 from sdpo.checkpoint import CheckpointStore
-from sdpo.compare.settings import OF_THE_MACHINE, OF_THE_RUN, shown
-from sdpo.config import DEFAULT_PRESET, PRESETS, WHOLE, Config, differences, nearest, preset_names, read_mapping
-from sdpo.errors import UserError
+from sdpo.compare.settings import OF_THE_MACHINE, OF_THE_RUN
+from sdpo.config import DEFAULT_PRESET, PRESETS, WHOLE, Config, differences, preset_names, read_mapping
+from sdpo.errors import UserError, nearest
+from sdpo.plain_yaml import dump_line
 from sdpo.report.data import read_run
 
 VARIANTS = PRESETS / "variants"
@@ -58,7 +59,7 @@ class Planned:
         if "epochs" in found and more and self.config.train.lr_schedule == "constant":
             del found["epochs"]  # it simply goes on
         if found:
-            listed = "\n".join(f"  {key}: {shown(old)} → {shown(new)}" for key, (old, new) in found.items())
+            listed = "\n".join(f"  {key}: {dump_line(old)} → {dump_line(new)}" for key, (old, new) in found.items())
             raise UserError(
                 f"{self.path} holds a run made with other settings:\n{listed}\n"
                 "Name another --output-dir, or delete that run to train it anew."
@@ -157,7 +158,7 @@ def _overrides(name: str, variants: Mapping[str, Mapping[str, Any]]) -> list[str
     for key, value in variants.get(name, {}).items():
         nested = isinstance(value, Mapping) and key not in WHOLE
         flat |= {f"{key}.{inner}": v for inner, v in value.items()} if nested else {key: value}
-    return [f"{key}={shown(value)}" for key, value in flat.items()]
+    return [f"{key}={dump_line(value)}" for key, value in flat.items()]
 
 
 def _refuse_twins(planned: Sequence[Planned]) -> None:

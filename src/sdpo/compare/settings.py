@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
+from sdpo import plain_yaml
 from sdpo.config import RESUMABLE
 
 # What two runs of one experiment may differ in: where they ran and what they kept.
@@ -22,10 +21,4 @@ def setting(config: Mapping[str, Any], name: str) -> str:
         if not isinstance(value, Mapping) or part not in value:
             return "–"
         value = value[part]
-    return shown(value)
-
-
-def shown(value: Any) -> str:
-    """A value as YAML on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False)
-    return text.removesuffix("...\n").strip()
+    return plain_yaml.dump_line(value)

@@ -133,20 +133,22 @@ def _grid(comparison: Comparison, title: str, about: str, values: Sequence[Float
 
 
 def _reach(comparison: Comparison, reference: Group, name: str) -> Grid:
-    total = reference.runs[0].evaluations[-1].costs["images"]
+    total = float(np.mean([e.costs["images"] for e in reference.results]))
     found = [reach(comparison, group, reference, name) for group in comparison.groups]
     columns = list(zip(*found, strict=True))
     fewest = [min((x for x in column if x is not None), default=None) for column in columns]
     rows = []
     for group, values in zip(comparison.groups, found, strict=True):
         cells = [
-            Cell("not reached") if x is None else Cell(f"{x:,.0f}", f"({x / total:.0%})", x == best and len(found) > 1)
+            Cell("not reached")
+            if x is None
+            else Cell(f"{x:,.0f}", f"({x / max(total, 1):.0%})", x == best and len(found) > 1)
             for x, best in zip(values, fewest, strict=True)
         ]
         rows.append((group.name, cells))
     about = (
-        f"where the mean curve first reaches the last {name} of {reference.name}, between evaluations on a straight "
-        f"line; in brackets the share of {reference.name}'s {total:,.0f} samples"
+        f"where the mean curve first reaches the {name} of {reference.name}'s result, between evaluations on a "
+        f"straight line; in brackets the share of the {total:,.0f} samples of that result"
     )
     return Grid(f"Samples to reach {reference.name}'s final {name}", about, _columns(comparison), rows)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import os
 import sys
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sdpo.errors import RewardError, UserError
+from sdpo.errors import RewardError, UserError, nearest
 from sdpo.interrupt import time_limit
 
 
@@ -36,11 +35,9 @@ def resolve(name: str, registry: dict[str, str]) -> Callable[..., Any]:
     """
     target = registry.get(name, name)
     if name not in registry and ":" not in name and "." not in name:
-        nearest = difflib.get_close_matches(name, registry, n=1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise UserError(
-            f"rewards: there is no reward {name!r}.{hint} Known: {', '.join(sorted(registry))}; "
-            "or a dotted path to your own callable, such as my_module:my_reward."
+            f"rewards: there is no reward {name!r}{nearest(name, registry)}; "
+            "or give a dotted path to your own callable, such as my_module:my_reward."
         )
     if name not in registry and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # the console script, unlike `python -m`, does not look in the working directory

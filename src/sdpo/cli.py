@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -386,15 +385,12 @@ def _presets(arguments: argparse.Namespace) -> None:
 
 
 def _quiet_libraries() -> None:
-    """Keep the libraries' notes and bars away from ours; what they cannot do they raise besides logging it."""
+    """Keep the libraries' notes and bars away from ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    check_torchvision()
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+    check_torchvision()  # before anything imports them
+    from sdpo.backbones.quiet import quiet_libraries
 
-    for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity(logging.CRITICAL)
-        library.disable_progress_bar()
+    quiet_libraries()
 
 
 if __name__ == "__main__":

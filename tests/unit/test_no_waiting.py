@@ -32,6 +32,8 @@ IN_THE_LOOPS: dict[str, set[str] | None] = {
     "returns.py": {"temporal_weights"},
     "denoisers/ddim.py": {"transition"},
     "denoisers/flow.py": {"transition"},
+    "denoisers/consistency.py": {"transition"},
+    "finite.py": {"add", "spread", "end_step"},
     "algorithms/sdpo.py": None,
     "algorithms/ddpo.py": None,
     "algorithms/grpo.py": None,

@@ -222,11 +222,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         arguments.target, steps, arguments.prompts, arguments.reward, arguments.images_per_prompt, arguments.device
     )
     path = Path(arguments.output) if arguments.output else default
+    replaced = path is not None and path.exists()
     if path is not None:
         _write(path, json.dumps(result, indent=1) + "\n")
     console.print(_evaluation_table(result))
     if path is not None:
-        console.print(f"written to {path}")
+        console.print(f"written to {path}{', in place of what it held (--output keeps both)' * replaced}")
 
 
 def _evaluation_table(result: dict[str, Any]) -> Table:

@@ -415,10 +415,17 @@ def check_same_run(config: Config, stored_file: Path) -> None:
         for key, (old, new) in differences(stored, config.model_dump(mode="json"), frozenset(resumable)).items()
     ]
     if changed:
+        more = ""
+        if "epochs" not in resumable and config.lora is not None:
+            more = (
+                ". Not more epochs, as the learning rate decays towards the last: start a new run from this result, by "
+                f"lora.path={stored_file.parent / 'lora'}"
+            )
         raise UserError(
             "\n".join([f"{stored_file.parent} holds a run of another configuration:", *changed])
             + "\nName another --output-dir, or repeat the command that made it to resume. What may be changed then: "
             + ", ".join(resumable)
+            + more
         )
 
 

@@ -14,12 +14,13 @@ import yaml
 from compared import write_run
 from conftest import Run
 from PIL import Image
+from rich.console import Console
 
 from sdpo.compare import compare_directories
 from sdpo.compare.groups import group_directories
 from sdpo.compare.measures import area, area_under, comparable, curve, first_crossing, gain
 from sdpo.compare.plan import Planned, plan_runs
-from sdpo.compare.table import BASE
+from sdpo.compare.table import BASE, Cell, Grid, terminal
 from sdpo.config import Config, check_same_run, differences
 from sdpo.errors import UserError
 from sdpo.report.looks import LOOKS, look
@@ -388,3 +389,10 @@ def test_values_of_variants_arrive_as_they_are(tmp_path: Path) -> None:
     variant = {"mine": {"algorithm": {}, "prompts": {"train": prompts}}}
     (tmp_path / "variants.yaml").write_text(yaml.safe_dump(variant), encoding="utf-8")
     assert plan(tmp_path, "mine")[0].config.prompts.train == prompts
+
+
+def test_the_terminal_shows_texts_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    grid = Grid("t[b]", "about", ["1 step"], [("[red]name", [Cell("0.5", "± 0.1", best=True)])])
+    Console(highlight=False, markup=False, width=80).print(terminal(grid))
+    shown = capsys.readouterr().out
+    assert "[red]name" in shown and "0.5 ± 0.1" in shown and "[bold]" not in shown and "t[b]" in shown

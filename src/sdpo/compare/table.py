@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from html import escape
 
 import numpy as np
-from rich.markup import escape as rich_escape
 from rich.table import Table
+from rich.text import Text
 
 from sdpo.compare.groups import Group
 from sdpo.compare.measures import Comparison, area, base, final, gain, over_seeds, reach, spread
@@ -191,14 +191,12 @@ def _html_cell(cell: Cell) -> str:
 
 def terminal(grid: Grid) -> Table:
     """For a rich console; the best of a column in bold."""
-    table = Table(
-        title=rich_escape(grid.title), caption=rich_escape(grid.about), title_justify="left", caption_justify="left"
-    )
+    # Texts, not strings: names may hold what rich takes for markup, and the command line's console takes none.
+    table = Table(title=Text(grid.title), caption=Text(grid.about), title_justify="left", caption_justify="left")
     table.add_column("")
     for column in grid.columns:
-        table.add_column(column, justify="right")
+        table.add_column(Text(column), justify="right")
     for name, cells in grid.rows:
-        texts = [f"{c.text} {c.beside}".strip() for c in cells]
-        shown = [f"[bold]{t}[/]" if c.best else t for t, c in zip(texts, cells, strict=True)]
-        table.add_row(rich_escape(name), *shown)
+        shown = [Text(f"{c.text} {c.beside}".strip(), style="bold" if c.best else "") for c in cells]
+        table.add_row(Text(name), *shown)
     return table

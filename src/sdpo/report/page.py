@@ -183,11 +183,15 @@ def _use(run: Run) -> str:
         source = f"sdpo.embedded({json.dumps(model)}), safety_checker=None" if packaged else json.dumps(model)
         code = ["import sdpo", *code] if packaged else code
         code += [f"pipe = DiffusionPipeline.from_pretrained({source})", f"pipe.load_lora_weights({target})"]
+    sample = run.config.get("sample")
+    scale = sample.get("guidance_scale", 1.0) if isinstance(sample, Mapping) else 1.0
+    code += [f'image = pipe("a prompt", num_inference_steps=4, guidance_scale={json.dumps(scale)}).images[0]']
     command = f'sdpo sample {shlex.quote(run.name)} "a prompt" --steps 4 --seed 0 --compare -o sample.png'
     there = "" if (run.path / folder).is_dir() else missing(f"{run.name}/{folder} has not been written yet.")
     python = escape("\n".join(code))
     return (
-        f"{there}<p>In Python, from the folder that holds the run:</p><pre><code>{python}</code></pre>"
+        f"{there}<p>In Python, from the folder that holds the run (<code>sdpo export</code> writes a card with all "
+        f"arguments of this model's call):</p><pre><code>{python}</code></pre>"
         f"<p>Or on the command line:</p><pre><code>{escape(command)}</code></pre>"
     )
 

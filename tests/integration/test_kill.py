@@ -98,6 +98,8 @@ def test_a_signal_saves_the_last_epoch_that_ended(
     assert saved in ([2], [3], [4]), "2: the signal came between the third row and what comes after it"
     assert f"goes on after epoch {saved[0]}" in log.read_text()
     assert "Traceback" not in log.read_text()
-    assert cli.main(command) == 0
+    process = forked.start(cli.main, command, log=log)  # with as many threads as before
+    process.join(60)
+    assert process.exitcode == 0, log.read_text()
     assert [row["epoch"] for row in micro.rows(tmp_path / "parts")] == [1, 2, 3, 4, 5, 6]
     micro.assert_same_end(tmp_path / "whole", tmp_path / "parts")

@@ -125,13 +125,13 @@ def test_weights_that_are_not_finite_are_never_saved(
 ) -> None:
     check = Trainer._check_finite
 
-    def before(self: Trainer, epoch: int) -> None:  # as by a last optimizer step that was too long
+    def before(self: Trainer, epoch: int, update: Any) -> None:  # as by a last optimizer step that was too long
         if epoch == 2:
             poison(self)
-        check(self, epoch)
+        check(self, epoch, update)
 
-    def after(self: Trainer, epoch: int) -> None:
-        check(self, epoch)
+    def after(self: Trainer, epoch: int, update: Any) -> None:
+        check(self, epoch, update)
         poison(self)
 
     monkeypatch.setattr(Trainer, "_check_finite", before)

@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from sdpo.algorithms.base import Algorithm, Credit, RewardPlan, check_fields
-from sdpo.algorithms.ddpo import clipped_ratio_loss
-from sdpo.types import LossOutput, StepBatch
+from sdpo.algorithms.base import check_fields
+from sdpo.algorithms.ddpo import DDPO
 
 
 @dataclass(frozen=True)
-class GRPO(Algorithm[StepBatch]):
+class GRPO(DDPO):
     """DanceGRPO's setting: groups of 12 on one starting noise; see `clipped_ratio_loss` for the other fields.
 
     Flow-GRPO uses 24 and a starting noise for each (`sample.shared_noise: false`), and KL to the base model
@@ -24,23 +23,7 @@ class GRPO(Algorithm[StepBatch]):
 
     normalizer: ClassVar[Literal["group"] | None] = "group"
 
-    clip_range: float = 1e-4
-    advantage_clip: float = 5.0
-    discount: float = 1.0
-    reward_plan: RewardPlan = "final"
     branches: int = 12
-    credit: Credit = "step"
 
     def __post_init__(self) -> None:
         check_fields(self, "grpo", branches=2)
-
-    def loss(self, batch: StepBatch) -> LossOutput:
-        """`clipped_ratio_loss` with this setting."""
-        return clipped_ratio_loss(
-            batch.log_prob,
-            batch.old_log_prob,
-            batch.advantage,
-            batch.mask,
-            clip_range=self.clip_range,
-            advantage_clip=self.advantage_clip,
-        )

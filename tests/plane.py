@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sdpo.backbones import Backbone, Conditioning
 from sdpo.denoisers import DDIM
+from sdpo.optimization import Optimization
+from sdpo.policy import Policy
 
 ALPHAS = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()).cumprod(0)
 
@@ -58,3 +61,20 @@ class Plane(Backbone):
             yield
         finally:
             shift.data = trained
+
+
+def optimize(
+    what: Policy | Mapping[str, nn.Parameter],
+    optimizer: type[torch.optim.Optimizer],
+    max_grad_norm: float = 1.0,
+    ema_decay: float | None = None,
+    **settings: Any,
+) -> Optimization:
+    """A policy's weights under an optimizer whose learning rate stays."""
+
+    def make(tensors: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        made = optimizer(tensors, **settings)
+        return made, torch.optim.lr_scheduler.LambdaLR(made, lambda step: 1.0)
+
+    parameters = what.backbone.trainable_parameters() if isinstance(what, Policy) else what
+    return Optimization(parameters, make, max_grad_norm=max_grad_norm, ema_decay=ema_decay)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from sdpo.advantages import GroupNormalizer, Normalizer, PairNormalizer, StepwiseNormalizer
 from sdpo.algorithms import Algorithm
@@ -25,11 +27,12 @@ from sdpo.files import write_whole
 from sdpo.guard import check_rules
 from sdpo.micro_batch import common, default_samples, even, sampling_call, search, update_call
 from sdpo.model_sizes import peek
+from sdpo.optimization import Optimization, alone, warmup_decay
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.processes import Processes, check_device
 from sdpo.prompts import load_prompts
 from sdpo.rewards import PlacedReward, Reward, check_reward_name, load_reward
-from sdpo.update import EMA, Updater, UpdateSettings, alone, warmup_decay
+from sdpo.update import Updater, UpdateSettings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -243,7 +246,6 @@ def update_settings(
         micro_batch=micro_batch,
         inner_epochs=train.inner_epochs,
         timestep_fraction=train.timestep_fraction,
-        max_grad_norm=train.max_grad_norm,
         kl_weight=train.kl_weight,
         seed=config.seed,
         step_shuffle=train.step_shuffle,
@@ -286,13 +288,21 @@ def build_updater(
     """
     train, sample = config.train, config.sample
     settings = update_settings(config, processes.count, micro_batch, denoiser.ends_random)
-    parameters = list(policy.backbone.trainable_parameters().values())
-    optimizer = build_optimizer(parameters, train)
     steps = config.epochs * settings.optimizer_steps(sample.prompts_per_epoch // processes.count, sample.num_steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_decay(train.lr_schedule, train.warmup_steps, steps))
-    ema = EMA(parameters, train.ema_decay) if train.ema_decay is not None else None
-    all_reduce = processes.mean if processes.count > 1 else alone
-    return Updater(policy, algorithm, settings, optimizer, schedule, ema, all_reduce)
+
+    def make(tensors: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        optimizer = build_optimizer(tensors, train)
+        return optimizer, LambdaLR(optimizer, warmup_decay(train.lr_schedule, train.warmup_steps, steps))
+
+    optimization = Optimization(
+        policy.backbone.trainable_parameters(),
+        make,
+        max_grad_norm=train.max_grad_norm,
+        ema_decay=train.ema_decay,
+        all_reduce=processes.mean if processes.count > 1 else alone,
+        scaled=policy.dtype == torch.float16 and policy.backbone.device.type == "cuda",
+    )
+    return Updater(policy, algorithm, settings, optimization)
 
 
 def optimizer_steps(config: Config) -> int:

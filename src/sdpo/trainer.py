@@ -99,6 +99,7 @@ class Trainer:
         self.updater = build.build_updater(
             config, self.policy, self.denoiser, self.algorithm, self.processes, self.micro_batches.update
         )
+        self.optimization = self.updater.optimization
         self.store = CheckpointStore(
             self.run_dir / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_best
         )
@@ -267,7 +268,7 @@ class Trainer:
         row: dict[str, Any] = {"epoch": epoch, **self.counters}
         for name, value in update.items():
             row[f"train/{name}"] = value.item()
-        row["train/learning_rate"] = self.updater.optimizer.param_groups[0]["lr"]
+        row["train/learning_rate"] = self.optimization.learning_rate
         # The plan `final` never looks at the first step's image.
         row["reward/first_step"] = None if scores.first is None else self.processes.mean(scores.first.mean()).item()
         row["reward/last_step"] = self.processes.mean(scores.last.mean()).item()
@@ -287,9 +288,9 @@ class Trainer:
         if found and self.processes.is_main:
             what = f"{min(found).what} was not finite; its optimizer step, and others like it, were skipped"
             print(f"sdpo: warning: epoch {epoch}: {what}", file=sys.stderr)
-        finite = torch.stack([p.isfinite().all() for p in self.updater.parameters]).tolist()
+        finite = torch.stack([p.isfinite().all() for p in self.optimization.tensors]).tolist()
         if not all(finite):  # finite gradients can do that too; such weights are never saved
-            raise self._diverged(epoch, f"the weight {self.updater.names[finite.index(False)]}")
+            raise self._diverged(epoch, f"the weight {self.optimization.names[finite.index(False)]}")
 
     def _diverged(self, epoch: int, what: str) -> DivergenceError:
         kept = self.store.epochs()
@@ -354,7 +355,7 @@ class Trainer:
         return {n: v for n, v in self.base.metrics().items() if same or not n.startswith("monitor/")}
 
     def _averaged_weights(self) -> contextlib.AbstractContextManager[Any]:
-        return self.updater.ema.applied() if self.updater.ema is not None else contextlib.nullcontext()
+        return self.optimization.ema.applied() if self.optimization.ema is not None else contextlib.nullcontext()
 
     # -- start, stop and resume ----------------------------------------------------------------------------
 
@@ -379,13 +380,12 @@ class Trainer:
 
     def _save_checkpoint(self, row: dict[str, Any]) -> None:
         """Save the epoch that has just ended, or keep its state at hand where `checkpoint.every` leaves it out."""
-        parameters, ema = self.backbone.trainable_parameters(), self.updater.ema
         checkpoint = Checkpoint(
             epoch=self.epoch,
-            weights={n: p.detach() for n, p in parameters.items()},
-            ema=dict(zip(parameters, ema.average, strict=True)) if ema else {},
+            weights=self.optimization.weights(),
+            ema=self.optimization.average(),
             state={
-                "updater": self.updater.state_dict(),
+                "updater": self.optimization.state_dict(),
                 "normalizer": self.normalizer.state_dict(),
                 "mix": self.mix.state_dict(),
                 "counters": dict(self.counters),
@@ -414,24 +414,14 @@ class Trainer:
             else "no epoch had ended: the same command begins anew"
         )
 
-    @torch.no_grad()
     def _restore(self, checkpoint: Checkpoint) -> None:
-        self._take_weights(checkpoint)
-        self.updater.load_state_dict(checkpoint.state["updater"])
+        self.optimization.take(checkpoint.weights, checkpoint.ema)
+        self.optimization.load_state_dict(checkpoint.state["updater"])
         self.normalizer.load_state_dict(checkpoint.state["normalizer"])
         self.mix.load_state_dict(checkpoint.state["mix"])
         self.counters = dict(checkpoint.state["counters"])
         self.epoch = checkpoint.epoch
         self._keep_micro_batches(checkpoint.state["micro_batches"])
-
-    @torch.no_grad()
-    def _take_weights(self, checkpoint: Checkpoint) -> None:
-        parameters, ema = self.backbone.trainable_parameters(), self.updater.ema
-        for name, parameter in parameters.items():
-            parameter.copy_(checkpoint.weights[name])
-        if ema is not None:
-            for name, average in zip(parameters, ema.average, strict=True):
-                average.copy_(checkpoint.ema[name])
 
     def _keep_micro_batches(self, stored: dict[str, int]) -> None:
         """Those that `auto` found before, as another choice would change the rounding."""
@@ -448,7 +438,7 @@ class Trainer:
             staging.mkdir()
             with self._averaged_weights():
                 result = self.backbone.save(staging)
-            record = Result(epoch, averaged=self.updater.ema is not None)
+            record = Result(epoch, averaged=self.optimization.ema is not None)
             (result / RESULT).write_text(json.dumps(dataclasses.asdict(record)) + "\n", encoding="utf-8")
             replace_folder(result, self.run_dir / result.name)
             staging.rmdir()
@@ -465,7 +455,7 @@ class Trainer:
         best = self.processes.broadcast(self.guard.best(self.store.epochs()))
         if best is not None:
             checkpoint = self.store.load(best)
-            self._take_weights(checkpoint)
+            self.optimization.take(checkpoint.weights, checkpoint.ema)
             spent, self.counters = self.counters, dict(checkpoint.state["counters"])
             self._evaluate(best, result=True)
             self.counters = spent

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdpo import gaussian, seeds
 from sdpo.algorithms import Algorithm
 from sdpo.denoisers import Denoiser
 from sdpo.finite import Watch
+from sdpo.optimization import Optimization
 from sdpo.policy import Policy, PromptEmbeddings, to_device
 from sdpo.types import StepBatch, Trajectories, TrajectoryBatch
-
-_BUCKET = 2**24  # gradient elements averaged over processes in one call
-
-
-def alone(tensor: Tensor) -> Tensor:
-    """The average over all processes, where there is one."""
-    return tensor
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,6 @@ class UpdateSettings:
         micro_batch: groups a network call; changes speed and memory only, if below float32 sampling has the same.
         inner_epochs: passes over the trajectories, each with its own order of steps; batches keep their members.
         timestep_fraction: share of each trajectory's shuffled steps that is visited.
-        max_grad_norm: global gradient-norm clip.
         kl_weight: weight of KL(policy ‖ base model); 0 is off.
         seed: of the run.
         last_step: visit the last step too; under `credit: future`, or where it is deterministic, it has nothing to
@@ -49,7 +40,6 @@ class UpdateSettings:
     micro_batch: int
     inner_epochs: int = 1
     timestep_fraction: float = 1.0
-    max_grad_norm: float = 1.0
     kl_weight: float = 0.0
     seed: int = 0
     step_shuffle: bool = True
@@ -73,40 +63,23 @@ class UpdateSettings:
 
 
 class Updater:
-    """Owns the optimizer, its schedule, the loss scaler and the average of the weights.
+    """Makes the losses of an epoch's minibatches and has the optimizer step after each.
 
     Args:
         policy: trained.
         algorithm: its loss.
         settings: see there.
-        optimizer: over the trainable parameters.
-        lr_schedule: stepped with the optimizer.
-        ema: average of the weights, or None.
-        all_reduce: averages a tensor over all processes.
+        optimization: of the policy's trainable parameters.
     """
 
     def __init__(
-        self,
-        policy: Policy,
-        algorithm: Algorithm[Any],
-        settings: UpdateSettings,
-        optimizer: torch.optim.Optimizer,
-        lr_schedule: torch.optim.lr_scheduler.LRScheduler,
-        ema: EMA | None = None,
-        all_reduce: Callable[[Tensor], Tensor] = alone,
+        self, policy: Policy, algorithm: Algorithm[Any], settings: UpdateSettings, optimization: Optimization
     ) -> None:
         self.policy = policy
         self.algorithm = algorithm
         self.settings = settings
-        self.optimizer = optimizer
-        self.lr_schedule = lr_schedule
-        self.ema = ema
-        self.all_reduce = all_reduce
-        self.names, self.parameters = map(list, zip(*policy.backbone.trainable_parameters().items(), strict=True))
+        self.optimization = optimization
         self.watch = Watch([])  # of the last epoch
-        device = policy.backbone.device
-        # float16 gradients underflow without scaling; the other types need none.
-        self.scaler = torch.amp.GradScaler(device.type, enabled=policy.dtype == torch.float16 and device.type == "cuda")
 
     def run(
         self,
@@ -144,7 +117,7 @@ class Updater:
                 for start in range(0, groups, size):
                     rows = range(start, start + size)
                     metrics, deviation = self._accumulate(batch, rows, None if whole else order[:, j])
-                    norm = self._step()
+                    norm = self.optimization.step(self.watch)
                     done.append(norm.isfinite())
                     if on_policy is None:
                         # Before the first update both policies are the same; what is left is rounding.
@@ -154,31 +127,12 @@ class Updater:
                         sums[name] = sums[name] + value if name in sums else value
         made = torch.stack(done).sum()
         # Without a step all are 0: the scaler lowers its scale, and the next epoch goes on.
-        means = {name: self.all_reduce(value / made.clamp(min=1)) for name, value in sums.items()}
-        if self.settings.skip_nonfinite or self.scaler.is_enabled():
+        means = {name: self.optimization.all_reduce(value / made.clamp(min=1)) for name, value in sums.items()}
+        if self.settings.skip_nonfinite or self.optimization.scaler.is_enabled():
             means["skipped_steps"] = len(done) - made
         assert on_policy is not None, "an epoch has at least one minibatch"
-        means["on_policy_log_ratio"] = self.all_reduce(on_policy)
+        means["on_policy_log_ratio"] = self.optimization.all_reduce(on_policy)
         return means
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that is not weights: optimizer, schedule, loss scaler, and how far the average has warmed up."""
-        schedule = {k: v for k, v in self.lr_schedule.state_dict().items() if k != "lr_lambdas"}
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "lr_schedule": schedule,
-            "scaler": self.scaler.state_dict(),
-            "ema_count": self.ema.count if self.ema is not None else 0,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.lr_schedule.load_state_dict({**state["lr_schedule"], "lr_lambdas": [None]})
-        if state["scaler"]:  # empty where the run so far needed no scaling
-            self.scaler.load_state_dict(state["scaler"])
-        if self.ema is not None:
-            self.ema.count = state["ema_count"]
 
     def _step_order(self, trajectories: Trajectories, epoch: int, inner: int) -> Tensor:
         """Each sample's own random permutation of its eligible steps, [B, at most T], on the host."""
@@ -202,17 +156,18 @@ class Updater:
         for start in range(rows.start, rows.stop, self.settings.micro_batch):
             micro = slice(start, min(start + self.settings.micro_batch, rows.stop))
             share = (micro.stop - micro.start) / len(rows)
+            last = micro.stop == rows.stop
             if step_of_row is None:
-                metrics, deviation = self._trajectory_gradients(epoch, micro, share)
+                metrics, deviation = self._trajectory_gradients(epoch, micro, share, last)
             else:
-                metrics, deviation = self._step_gradients(epoch, micro, step_of_row[micro], share)
+                metrics, deviation = self._step_gradients(epoch, micro, step_of_row[micro], share, last)
             deviations.append(deviation)
             for name, value in metrics.items():
                 sums[name] = sums[name] + share * value if name in sums else share * value
         return sums, torch.stack(deviations).max()
 
     def _step_gradients(
-        self, epoch: _Epoch, rows: slice, step_of_row: Tensor, share: float
+        self, epoch: _Epoch, rows: slice, step_of_row: Tensor, share: float, last: bool
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Adds the gradients of one step of each row, times the row's share of the minibatch."""
         batch, kl = self._step_batch(epoch, rows, step_of_row)
@@ -222,10 +177,12 @@ class Updater:
             loss = loss + self.settings.kl_weight * kl
             metrics["kl_to_base"] = kl.detach()
         self.watch.add(rows, step_of_row, batch.log_prob, loss)
-        self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+        self.optimization.backward(loss * share, last)
         return metrics, (batch.log_prob.detach() - batch.old_log_prob).abs().max()
 
-    def _trajectory_gradients(self, epoch: _Epoch, rows: slice, share: float) -> tuple[dict[str, Tensor], Tensor]:
+    def _trajectory_gradients(
+        self, epoch: _Epoch, rows: slice, share: float, last: bool
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Adds the gradients of whole trajectories, at the memory of one step.
 
         By the chain rule ∂loss/∂θ = Σ_i (∂loss/∂ℓ_i) ∂ℓ_i/∂θ: the log-probabilities of all steps without gradient give
@@ -251,7 +208,7 @@ class Updater:
                 loss = loss + self.settings.kl_weight * kl / len(visited)
                 kls.append(kl.detach())
             self.watch.add(rows, step_of_row, batch.log_prob, output.loss)
-            self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+            self.optimization.backward(loss * share, last and step + 1 == len(visited))
         if kls:
             output.metrics["kl_to_base"] = torch.stack(kls).mean()
         return output.metrics, deviation
@@ -291,55 +248,6 @@ class Updater:
             return batch, None
         return batch, gaussian.kl_divergence(mean, base, std).mean()
 
-    def _step(self) -> Tensor:
-        """Average gradients over processes, clip, step.
-
-        Returns:
-            The gradient norm before clipping; not finite where something of the minibatch is not, which skips the step.
-            Scaled float16 gradients overflow now and then; that lowers the scale.
-        """
-        names, gradients = zip(
-            *((n, p.grad) for n, p in zip(self.names, self.parameters, strict=True) if p.grad is not None), strict=True
-        )
-        self.watch.spread(gradients[0])
-        self._average_gradients()  # while scaled, so that all processes see an overflow of any
-        self.scaler.unscale_(self.optimizer)
-        norms = torch.stack(torch._foreach_norm(gradients))
-        norm = torch.linalg.vector_norm(norms)
-        nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
-        scale = self.scaler.get_scale()
-        self.watch.end_step(None if self.scaler.is_enabled() else norms, list(names))
-        if not self.scaler.is_enabled() and getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.scaler.get_scale() >= scale:
-            self.lr_schedule.step()
-            if self.ema is not None:
-                self.ema.update()
-        return norm.detach()
-
-    def _average_gradients(self) -> None:
-        """Over all processes, in buckets: few calls, little memory besides."""
-        if self.all_reduce is alone:
-            return
-        bucket: list[Tensor] = []
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                bucket.append(parameter.grad)
-            if sum(g.numel() for g in bucket) >= _BUCKET:
-                self._average(bucket)
-                bucket = []
-        self._average(bucket)
-
-    def _average(self, gradients: list[Tensor]) -> None:
-        if not gradients:
-            return
-        flat = self.all_reduce(torch.cat([g.flatten() for g in gradients]))
-        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
-
 
 @dataclass(frozen=True)
 class _Epoch:
@@ -376,51 +284,3 @@ def network_rows(step_of_row: Tensor, branches: int, shared_first_step: bool) ->
         return group, branch, None
     place = first[:, None] + torch.minimum(torch.arange(branches), counts[:, None] - 1)
     return group, branch, place.flatten()
-
-
-class EMA:
-    """Exponential moving average of parameters, with the usual warm-up of the decay.
-
-    Args:
-        parameters: averaged.
-        decay: after the warm-up; the first updates use min(decay, (1 + n) / (10 + n)).
-    """
-
-    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
-        self.parameters = parameters
-        self.decay = decay
-        self.count = 0
-        self.average = [p.detach().clone() for p in parameters]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take the current weights in."""
-        self.count += 1
-        decay = min(self.decay, (1 + self.count) / (10 + self.count))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
-
-    @contextlib.contextmanager
-    def applied(self):  # type: ignore[no-untyped-def]
-        """A context in which the parameters hold the average."""
-        trained = [p.data for p in self.parameters]
-        for parameter, mean in zip(self.parameters, self.average, strict=True):
-            parameter.data = mean
-        try:
-            yield
-        finally:
-            for parameter, value in zip(self.parameters, trained, strict=True):
-                parameter.data = value
-
-
-def warmup_decay(name: str, warmup_steps: int, total_steps: int) -> Callable[[int], float]:
-    """The learning rate's factor at each optimizer step: linear warm-up, then constant, or linear or cosine to 0."""
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        if name == "constant":
-            return 1.0
-        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return 1 - progress if name == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-
-    return factor

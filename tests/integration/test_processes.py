@@ -98,7 +98,7 @@ def train(model: Path, run: Path, epochs: int, synchronised: bool = True) -> Non
 
     trainer.updater.run = watched  # type: ignore[method-assign]
     if not synchronised:
-        trainer.updater.all_reduce = lambda tensor: tensor
+        trainer.optimization.all_reduce = lambda tensor: tensor
     trainer.train()
     weights = {n: p.detach().clone() for n, p in trainer.backbone.trainable_parameters().items()}
     torch.save({"seen": seen, "weights": weights, "written": written}, f"{run}.rank{rank}.pt")

@@ -117,7 +117,7 @@ def test_or_its_step_is_skipped_and_counted(
 
 def poison(trainer: Trainer) -> None:
     with torch.no_grad():
-        trainer.updater.parameters[0].fill_(float("nan"))
+        trainer.optimization.parameters[0].fill_(float("nan"))
 
 
 def test_weights_that_are_not_finite_are_never_saved(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from plane import Plane
+from plane import Plane, optimize
 from torch import Tensor
 
 from sdpo.advantages import GroupNormalizer, Normalizer, PairNormalizer, StepwiseNormalizer
@@ -41,10 +41,8 @@ def learn(normalizer: Normalizer, name: str = "sdpo", **setting: Any) -> tuple[d
     algorithm = ALGORITHMS[name](**setting)
     denoiser, embeddings = policy.backbone.denoiser(4, 1.0), PromptEmbeddings(policy.backbone)
     mix = RewardMix({"closeness": closeness}, {"closeness": 1.0})
-    optimizer = torch.optim.AdamW(policy.backbone.trainable_parameters().values(), lr=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     settings = UpdateSettings(batch_size=32, micro_batch=32, unit=algorithm.unit)
-    updater = Updater(policy, algorithm, settings, optimizer, schedule)
+    updater = Updater(policy, algorithm, settings, optimize(policy, torch.optim.AdamW, lr=0.05))
     before = rewards_by_steps(policy)
     for epoch in range(1, 16):
         (trajectories,) = rollout(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from plane import Plane
+from plane import Plane, optimize
 
 from sdpo.algorithms import SDPO
 from sdpo.finite import Finding, Watch, not_finite
@@ -15,7 +15,7 @@ from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.prompts import Prompt
 from sdpo.sampler import rollout
 from sdpo.types import LossOutput, StepBatch, Trajectories
-from sdpo.update import EMA, Updater, UpdateSettings
+from sdpo.update import Updater, UpdateSettings
 
 T, GROUPS = 3, 4
 PROMPTS = ["cat", "dog", "fox", "owl"]
@@ -46,11 +46,9 @@ def sampled(policy: Policy) -> Trajectories:
 
 def make(algorithm: SDPO) -> Updater:
     policy = Policy(Plane())
-    parameters = list(policy.backbone.trainable_parameters().values())
-    optimizer = torch.optim.AdamW(parameters, lr=0.1, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    optimization = optimize(policy, torch.optim.AdamW, lr=0.1, fused=True, ema_decay=0.9)
     settings = UpdateSettings(batch_size=2, micro_batch=1, skip_nonfinite=True)
-    return Updater(policy, algorithm, settings, optimizer, schedule, EMA(parameters, 0.9))
+    return Updater(policy, algorithm, settings, optimization)
 
 
 def run(updater: Updater) -> dict[str, float]:
@@ -67,7 +65,7 @@ def run(updater: Updater) -> dict[str, float]:
 def test_a_loss_that_is_not_finite_skips_its_step_and_no_other(factor: float) -> None:
     # Six optimizer steps of two micro-batches each; the fourth step has the bad one.
     skipping, expected = make(Spoiled(at=7, factor=factor)), make(Spoiled())
-    step = expected.optimizer.step
+    step = expected.optimization.optimizer.step
     done: list[int] = []
 
     def all_but_the_fourth(*arguments: Any) -> None:
@@ -75,14 +73,14 @@ def test_a_loss_that_is_not_finite_skips_its_step_and_no_other(factor: float) ->
         if len(done) != 4:
             step(*arguments)
 
-    expected.optimizer.step = all_but_the_fourth  # type: ignore[method-assign]
+    expected.optimization.optimizer.step = all_but_the_fourth  # type: ignore[method-assign]
     metrics = run(skipping)
     run(expected)
     assert len(done) == 6 and metrics["skipped_steps"] == 1
-    (ours,), (theirs,) = skipping.parameters, expected.parameters
+    (ours,), (theirs,) = skipping.optimization.parameters, expected.optimization.parameters
     assert torch.equal(ours, theirs) and ours.abs().max() > 0
-    for name, value in expected.optimizer.state[theirs].items():
-        assert torch.equal(skipping.optimizer.state[ours][name], value), name
+    for name, value in expected.optimization.optimizer.state[theirs].items():
+        assert torch.equal(skipping.optimization.optimizer.state[ours][name], value), name
     assert all(torch.tensor(value).isfinite() for value in metrics.values()), metrics
     found = skipping.watch.finding()
     assert found is not None and found.optimizer_step == 3 and found.what.startswith("the loss of step ")
@@ -98,7 +96,7 @@ def test_a_gradient_names_its_parameter() -> None:
         calls.append(0)
         return gradient * float("inf") if len(calls) == 5 else gradient
 
-    updater.parameters[0].register_hook(spoil)
+    updater.optimization.parameters[0].register_hook(spoil)
     assert run(updater)["skipped_steps"] == 1
     found = updater.watch.finding()
     assert found == Finding(2, 2, "the gradient of shift")

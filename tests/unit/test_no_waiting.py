@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from plane import Plane
+from plane import Plane, optimize
 
 import sdpo
 from sdpo import sampler
@@ -26,8 +26,8 @@ WAITING = ["item", "cpu", "tolist", "numpy", "__bool__", "__int__", "__float__",
 IN_THE_LOOPS: dict[str, set[str] | None] = {
     "sampler.py": {"_walk"},
     "policy.py": {"transition", "take", "to_device", "autocast"},
-    "update.py": {"_accumulate", "_step_gradients", "_trajectory_gradients", "_step_batch", "log_prob", "network_rows",
-                  "_average_gradients", "_average"},
+    "update.py": {"_accumulate", "_step_gradients", "_trajectory_gradients", "_step_batch", "log_prob", "network_rows"},
+    "optimization.py": {"backward", "step", "_advance", "_reduce", "_average_gradients", "_average"},
     "gaussian.py": None,
     "returns.py": {"temporal_weights"},
     "denoisers/ddim.py": {"transition"},
@@ -88,12 +88,9 @@ def test_the_loops_run_without_a_tensor_being_read(algorithm: str, monkeypatch: 
     parts = sampler.rollout(policy, denoiser, embeddings, [Prompt("x")] * 4, range(4), seed=0, epoch=1, branches=2,
                             micro_batch=2)  # fmt: skip
     trajectories = Trajectories.collect(parts, 4)
-    parameters = list(policy.backbone.trainable_parameters().values())
-    optimizer = torch.optim.AdamW(parameters)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     learner = ALGORITHMS[algorithm](branches=2)
     settings = UpdateSettings(batch_size=4, micro_batch=2, kl_weight=0.1, unit=learner.unit)
-    updater = Updater(policy, learner, settings, optimizer, schedule)
+    updater = Updater(policy, learner, settings, optimize(policy, torch.optim.AdamW))
     advantages = torch.randn(trajectories.log_prob.shape)
     updater.run(trajectories, advantages, denoiser, embeddings, 1)
     with pytest.raises(AssertionError, match="read by the host"), forbidden():

@@ -7,18 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from plane import Plane
+from plane import Plane, optimize
 from torch import Tensor
 
 from sdpo import gaussian
 from sdpo.algorithms import D3PO, PRDP, REBEL, SDPO, Algorithm
 from sdpo.algorithms.base import Credit, RewardPlan
 from sdpo.denoisers import Transition
+from sdpo.optimization import EMA, warmup_decay
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.prompts import Prompt
 from sdpo.sampler import rollout
 from sdpo.types import LossOutput, StepBatch, Trajectories, TrajectoryBatch
-from sdpo.update import EMA, Updater, UpdateSettings, network_rows, warmup_decay
+from sdpo.update import Updater, UpdateSettings, network_rows
 
 T = 4
 
@@ -49,15 +50,16 @@ def sampled(policy: Policy, groups: int = 6) -> Trajectories:
 
 
 def make(
-    algorithm: Algorithm[Any] | None = None, lr: float = 0.1, ema: float | None = None, **settings: Any
+    algorithm: Algorithm[Any] | None = None,
+    lr: float = 0.1,
+    ema: float | None = None,
+    max_grad_norm: float = 1e9,
+    **settings: Any,
 ) -> Updater:
     policy = Policy(Plane())
-    parameters = list(policy.backbone.trainable_parameters().values())
-    optimizer = torch.optim.SGD(parameters, lr=lr)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    given = UpdateSettings(**{"batch_size": 3, "micro_batch": 3, "max_grad_norm": 1e9, **settings})
-    average = EMA(parameters, ema) if ema is not None else None
-    return Updater(policy, algorithm or Recording([]), given, optimizer, schedule, average)
+    given = UpdateSettings(**{"batch_size": 3, "micro_batch": 3, **settings})
+    optimization = optimize(policy, torch.optim.SGD, lr=lr, max_grad_norm=max_grad_norm, ema_decay=ema)
+    return Updater(policy, algorithm or Recording([]), given, optimization)
 
 
 def run(updater: Updater, epoch: int = 1, advantage: float = 0.0) -> dict[str, Tensor]:
@@ -102,7 +104,7 @@ def test_optimizer_steps_are_counted_right() -> None:
     for settings in ({}, {"inner_epochs": 3}, {"timestep_fraction": 0.5}, {"batch_size": 6}, {"last_step": False}):
         updater = make(**settings)
         run(updater)
-        assert updater.lr_schedule.last_epoch == updater.settings.optimizer_steps(6, T), settings
+        assert updater.optimization.lr_schedule.last_epoch == updater.settings.optimizer_steps(6, T), settings
 
 
 def test_a_fraction_of_steps_is_counted_in_whole_numbers() -> None:
@@ -112,7 +114,7 @@ def test_a_fraction_of_steps_is_counted_in_whole_numbers() -> None:
 
 
 def shift(updater: Updater) -> Tensor:
-    return updater.parameters[0].detach().clone()
+    return updater.optimization.parameters[0].detach().clone()
 
 
 def test_the_gradient_norm_is_clipped_and_reported_before_clipping() -> None:
@@ -127,7 +129,7 @@ def test_the_kl_term_pulls_the_policy_to_the_base_model() -> None:
     for weight in (0.0, 1.0):
         updater = make(SDPO(clip_range=0.0), lr=0.05, kl_weight=weight)
         with torch.no_grad():
-            updater.parameters[0].fill_(0.5)
+            updater.optimization.parameters[0].fill_(0.5)
         metrics = run(updater)  # advantages of 0 and log-ratios of 0: no gradient but the KL's
         moved[weight] = (shift(updater) - 0.5).mean().item()
         assert ("kl_to_base" in metrics) == (weight > 0)
@@ -163,7 +165,7 @@ def test_learning_rate_schedules() -> None:
 
 
 def with_scaler(updater: Updater, scale: float) -> Updater:
-    updater.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    updater.optimization.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     return updater
 
 
@@ -177,14 +179,15 @@ def test_an_overflow_of_scaled_gradients_skips_the_step_and_nothing_else() -> No
     metrics = run(overflowing)
     skipped, steps = int(metrics["skipped_steps"]), overflowing.settings.optimizer_steps(6, T)
     assert 0 < skipped < steps
-    assert overflowing.lr_schedule.last_epoch == steps - skipped
-    assert overflowing.ema is not None and overflowing.ema.count == steps - skipped
+    assert overflowing.optimization.lr_schedule.last_epoch == steps - skipped
+    ema = overflowing.optimization.ema
+    assert ema is not None and ema.count == steps - skipped
     assert metrics["grad_norm"].isfinite() and shift(overflowing).isfinite().all()
 
 
 def test_an_epoch_whose_every_step_overflows_is_no_divergence() -> None:
     overflowing = with_scaler(make(lr=1e-3, batch_size=6, timestep_fraction=0.1), 2.0**8)
-    overflowing.parameters[0].register_hook(lambda gradient: torch.full_like(gradient, float("inf")))
+    overflowing.optimization.parameters[0].register_hook(lambda gradient: torch.full_like(gradient, float("inf")))
     before = shift(overflowing)
     metrics = run(overflowing)
     assert metrics["skipped_steps"] == 1 and metrics["grad_norm"] == 0
@@ -201,16 +204,16 @@ def test_an_overflow_in_another_process_skips_the_step_here_too() -> None:
         calls += 1
         return torch.full_like(tensor, float("inf")) if calls == 1 else tensor
 
-    updater.all_reduce = all_reduce
+    updater.optimization.all_reduce = all_reduce
     metrics = run(updater)
     assert metrics["skipped_steps"] == 1
-    assert shift(updater).isfinite().all() and updater.scaler.get_scale() == 2.0**7
+    assert shift(updater).isfinite().all() and updater.optimization.scaler.get_scale() == 2.0**7
 
 
 def test_a_scaler_state_is_optional() -> None:
     """A run that began where no scaling was needed goes on where it is."""
-    stored = make().state_dict()
-    resumed = with_scaler(make(), 2.0**8)
+    stored = make().optimization.state_dict()
+    resumed = with_scaler(make(), 2.0**8).optimization
     resumed.load_state_dict(stored)
     assert resumed.scaler.get_scale() == 2.0**8
 
@@ -221,7 +224,7 @@ def test_branches_can_share_the_network_evaluation_of_the_first_step() -> None:
     for share in (False, True):
         updater = make(SDPO(clip_range=0.0), lr=1e-2, kl_weight=0.1)
         with torch.no_grad():
-            updater.parameters[0].fill_(0.3)
+            updater.optimization.parameters[0].fill_(0.3)
         policy = updater.policy
         denoiser, embeddings = policy.backbone.denoiser(T, 1.0), PromptEmbeddings(policy.backbone)
         parts = list(rollout(policy, denoiser, embeddings, [Prompt("x")] * 6, range(6), seed=0, epoch=1, branches=3,
@@ -306,17 +309,15 @@ def test_the_gradient_of_whole_trajectories_is_exact_at_the_memory_of_one_step(
 
     trajectories = Trajectories(["x"] * groups, [{}] * groups, torch.arange(groups), states, old,
                                 torch.ones(T, dtype=torch.bool))  # fmt: skip
-    optimizer = torch.optim.SGD([policy.weight], lr=1.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    settings = UpdateSettings(batch_size=groups, micro_batch=micro_batch, max_grad_norm=1e9, last_step=last_step,
-                              unit="trajectory")  # fmt: skip
+    optimization = optimize({"weight": policy.weight}, torch.optim.SGD, lr=1.0, max_grad_norm=1e9)
+    settings = UpdateSettings(batch_size=groups, micro_batch=micro_batch, last_step=last_step, unit="trajectory")
     before, policy.calls = policy.weight.detach().clone(), []
-    updater = Updater(policy, algorithm, settings, optimizer, schedule)  # type: ignore[arg-type]
+    updater = Updater(policy, algorithm, settings, optimization)  # type: ignore[arg-type]
     metrics = updater.run(trajectories, advantages, None, NoPrompts(), epoch=1)  # type: ignore[arg-type]
     assert torch.allclose(before - policy.weight.detach(), expected, rtol=1e-12, atol=1e-14)
     assert metrics["loss"].item() == pytest.approx(loss.item(), rel=1e-12)
     assert max(policy.calls) == micro_batch * branches, "no call sees more than one step of a micro-batch"
-    assert schedule.last_epoch == settings.optimizer_steps(groups, T) == 1
+    assert optimization.lr_schedule.last_epoch == settings.optimizer_steps(groups, T) == 1
 
 
 def test_preferences_are_relative_to_the_base_model() -> None:
@@ -324,7 +325,7 @@ def test_preferences_are_relative_to_the_base_model() -> None:
     updater = make(D3PO(beta=1.0), lr=0.0)
     assert run(updater, advantage=0.0)["log_ratio_difference"] == 0
     with torch.no_grad():
-        updater.parameters[0].fill_(0.5)
+        updater.optimization.parameters[0].fill_(0.5)
     trajectories = sampled(updater.policy)
     advantages = torch.arange(12.0).reshape(6, 2, 1).expand(6, 2, T)
     denoiser, embeddings = updater.policy.backbone.denoiser(T, 1.0), PromptEmbeddings(updater.policy.backbone)

@@ -27,11 +27,12 @@ from sdpo.files import write_whole
 from sdpo.guard import check_rules
 from sdpo.micro_batch import common, default_samples, even, sampling_call, search, update_call
 from sdpo.model_sizes import peek
-from sdpo.optimization import Optimization, alone, warmup_decay
+from sdpo.optimization import alone, warmup_decay
 from sdpo.policy import Policy, PromptEmbeddings
 from sdpo.processes import Processes, check_device
 from sdpo.prompts import load_prompts
 from sdpo.rewards import PlacedReward, Reward, check_reward_name, load_reward
+from sdpo.sharding import Sharding, make_optimization
 from sdpo.update import Updater, UpdateSettings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -62,13 +63,21 @@ def describe_pipeline(model: ModelConfig, pipeline: Any) -> ModelConfig:
     return model.model_copy(update={"path": str(origin), "dtype": dtype})
 
 
-def build_backbone(config: Config, device: torch.device, pipeline: Any = None) -> PipelineBackbone:
+def build_backbone(
+    config: Config, device: torch.device, pipeline: Any = None, place: torch.device | None = None
+) -> PipelineBackbone:
     """The model, or the user's own pipeline, ready to sample; nothing is trainable yet.
+
+    Args:
+        config: which model.
+        device: that it computes on.
+        pipeline: the user's own.
+        place: where it lies for now, if not there: a network that will be spread need not fit on one device.
 
     Raises:
         UserError: if it cannot be loaded, is of no supported class, or has no noise of the form that is asked for.
     """
-    backbone = _load(config, device, pipeline)
+    backbone = _load(config, compute_dtype(config, device), place or device, pipeline)
     form = config.sample.noise_form
     if form not in backbone.noise_forms:
         raise UserError(
@@ -79,7 +88,7 @@ def build_backbone(config: Config, device: torch.device, pipeline: Any = None) -
     return backbone
 
 
-def _load(config: Config, device: torch.device, pipeline: Any) -> PipelineBackbone:
+def _load(config: Config, dtype: torch.dtype, device: torch.device, pipeline: Any) -> PipelineBackbone:
     model = config.model
     changes: dict[str, Any] = dict(
         size=(model.height, model.width),
@@ -87,8 +96,8 @@ def _load(config: Config, device: torch.device, pipeline: Any) -> PipelineBackbo
         fuse_lora=model.fuse_lora.model_dump() if model.fuse_lora else None,
     )
     if pipeline is not None:
-        if compute_dtype(config, device) != DTYPES[model.dtype]:
-            pipeline.to(dtype=compute_dtype(config, device))
+        if dtype != DTYPES[model.dtype]:
+            pipeline.to(dtype=dtype)
         return wrap_pipeline(pipeline, device, **changes)
     if model.path == IN_PYTHON:
         raise UserError(
@@ -99,7 +108,7 @@ def _load(config: Config, device: torch.device, pipeline: Any) -> PipelineBackbo
         model.path,
         revision=model.revision,
         variant=model.variant,
-        dtype=compute_dtype(config, device),
+        dtype=dtype,
         device=device,
         **changes,
     )
@@ -280,6 +289,7 @@ def build_updater(
     algorithm: Algorithm[Any],
     processes: Processes,
     micro_batch: int,
+    sharding: Sharding | None = None,
 ) -> Updater:
     """The update with its optimizer, schedule and average.
 
@@ -294,14 +304,14 @@ def build_updater(
         optimizer = build_optimizer(tensors, train)
         return optimizer, LambdaLR(optimizer, warmup_decay(train.lr_schedule, train.warmup_steps, steps))
 
-    optimization = Optimization(
-        policy.backbone.trainable_parameters(),
-        make,
+    options: dict[str, Any] = dict(
         max_grad_norm=train.max_grad_norm,
         ema_decay=train.ema_decay,
         all_reduce=processes.mean if processes.count > 1 else alone,
         scaled=policy.dtype == torch.float16 and policy.backbone.device.type == "cuda",
     )
+    parameters = policy.backbone.trainable_parameters()
+    optimization = make_optimization(sharding, policy.backbone, processes, parameters, make, **options)
     return Updater(policy, algorithm, settings, optimization)
 
 
@@ -355,6 +365,8 @@ def micro_batches(
 ) -> MicroBatches:
     """The settings, `auto` resolved: tried out on a GPU, else by the size of the latents; on all processes alike.
 
+    A network that is spread over processes is not tried: when one process runs out of memory, the others wait for ever.
+
     Below float32, sampling and update get the same micro-batch: kernels that differ with the batch size round
     differently, which moves a step's log-probability by more than the clip range (the last step's by 4e-3 and more in
     bfloat16). In equal batches the log-ratio before the first update is exactly 0.
@@ -369,7 +381,7 @@ def micro_batches(
     for name, setting in (("sample", config.sample.micro_batch), ("update", config.train.micro_batch)):
         if setting != "auto":
             chosen[name] = min(setting, shares[name])
-        elif device.type == "cuda":
+        elif device.type == "cuda" and not policy.backbone.is_sharded:
             prompt = embeddings.take(torch.zeros(1, dtype=torch.long, device=device))
             found = search(calls[name](policy, denoiser, prompt, branches), shares[name], device)
             chosen[name] = even(shares[name], found)

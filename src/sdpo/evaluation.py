@@ -94,7 +94,9 @@ def evaluate(
     everything = list(prompts) * images_per_prompt
     image_seeds = list(range(len(everything)))
     mine = image_seeds[processes.rank :: processes.count]
-    texts = [everything[i].text for i in mine]
+    # Sharded networks must be called equally often everywhere: who has one image less draws the first once more.
+    drawn = mine + [0] * (-(-len(image_seeds) // processes.count) - len(mine))
+    texts = [everything[i].text for i in drawn]
     metadata = [everything[i].metadata for i in mine]
     result = Evaluation([p.text for p in everything], image_seeds, {name: {} for name in rewards}, monitored=monitored)
     with contextlib.ExitStack() as stack:
@@ -105,11 +107,13 @@ def evaluate(
             scores: dict[str, list[float]] = {name: [] for name in rewards}
             shown: list[tuple[int, Tensor]] = []
             done = 0
-            monitors = Monitors(policy, denoiser, mine, len(prompts), monitored) if monitored else None
+            monitors = Monitors(policy, denoiser, mine, len(prompts), monitored, processes.count) if monitored else None
             watch = monitors.drift if monitors else None
-            for images in final_images(policy, denoiser, embeddings, texts, mine, micro_batch, decode_batch, watch):
-                rows = slice(done, done + len(images))
-                done = rows.stop
+            for images in final_images(policy, denoiser, embeddings, texts, drawn, micro_batch, decode_batch, watch):
+                rows = slice(done, min(done + len(images), len(mine)))
+                done, images = rows.stop, images[: rows.stop - rows.start]
+                if not len(images):
+                    continue
                 check_images(images, texts[rows])
                 if monitors:
                     monitors.look(images)

@@ -78,7 +78,7 @@ def sampling_call(policy: Policy, denoiser: Denoiser, prompt: Conditioning, bran
     """One step of sampling for a number of groups; `prompt` is the embedding of any prompt, [1, ...]."""
 
     def call(groups: int) -> None:
-        with torch.inference_mode():
+        with policy.no_gradient():
             policy.transition(denoiser, *_inputs(policy, prompt, groups * branches))
 
     return call

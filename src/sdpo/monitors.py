@@ -90,14 +90,17 @@ class Drift:
         policy: measured.
         denoiser: the schedule.
         count: of trajectories, the first that come.
+        asked: of these and others, how many the base model is asked about: on all processes alike, as sharded networks
+            must be called equally often everywhere.
 
     Attributes:
         values: float32 [count], complete after the last step of all.
     """
 
-    def __init__(self, policy: Policy, denoiser: Denoiser, count: int) -> None:
+    def __init__(self, policy: Policy, denoiser: Denoiser, count: int, asked: int | None = None) -> None:
         self.policy = policy
         self.denoiser = denoiser
+        self.asked = count if asked is None else asked
         self.values = torch.zeros(count, device=policy.backbone.device)
 
     def __call__(self, rows: slice, step: int, x: Tensor, transition: Transition, conditioning: Conditioning) -> None:
@@ -110,16 +113,16 @@ class Drift:
             transition: of the policy at x_i.
             conditioning: of these N trajectories.
         """
-        place = slice(rows.start, min(rows.stop, len(self.values)))
-        count = place.stop - place.start
+        count = min(rows.stop, self.asked) - rows.start
         if count <= 0:
             return
         steps = torch.full((count,), step, device=x.device)
         first = {name: values[:count] for name, values in conditioning.items()}
-        with torch.inference_mode(), self.policy.backbone.reference():
+        with self.policy.no_gradient(), self.policy.backbone.reference():
             base = self.policy.transition(self.denoiser, x[:count], steps, first)
         divergence = gaussian.kl_divergence(transition.mean[:count], base.mean, transition.std[:count])
-        self.values[place] += divergence / self.denoiser.stochastic.sum()
+        own = self.values[rows.start : rows.start + count]
+        own += divergence[: len(own)] / self.denoiser.stochastic.sum()
 
 
 class Monitors:
@@ -131,10 +134,20 @@ class Monitors:
         mine: numbers of this process's images, ascending.
         prompts: of the evaluation; image i is of prompt i modulo `prompts`.
         per_prompt: images of each that count; others are looked at by nobody.
+        processes: how many draw, each every so manieth image.
     """
 
-    def __init__(self, policy: Policy, denoiser: Denoiser, mine: Sequence[int], prompts: int, per_prompt: int) -> None:
-        self.drift = Drift(policy, denoiser, sum(i < min(DRIFT_IMAGES, prompts * per_prompt) for i in mine))
+    def __init__(
+        self,
+        policy: Policy,
+        denoiser: Denoiser,
+        mine: Sequence[int],
+        prompts: int,
+        per_prompt: int,
+        processes: int = 1,
+    ) -> None:
+        images = min(DRIFT_IMAGES, prompts * per_prompt)
+        self.drift = Drift(policy, denoiser, sum(i < images for i in mine), -(-images // processes))
         self._own = [i for i in mine if i < prompts * per_prompt]
         self._prompts = prompts
         self._seen = 0

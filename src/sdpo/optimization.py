@@ -35,9 +35,12 @@ class Optimization:
         scaled: scale the loss, as float16 gradients underflow without; the other types need none.
 
     Attributes:
+        collective: whether all processes must take part where what a run needs to go on is collected.
         names: of the trained parameters.
         tensors: what of them this process optimizes, in the same order; here they themselves.
     """
+
+    collective = False
 
     def __init__(
         self,
@@ -185,10 +188,23 @@ class Optimization:
         return self.optimizer.state_dict()
 
     def _load_optimizer_state(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state)
+        # Fused kernels walk memory: moments must lie as the weights do, whatever layout they were saved in.
+        laid_out = {
+            i: {
+                k: torch.empty_like(self.tensors[i]).copy_(v) if _is_moment(v, self.tensors[i]) else v
+                for k, v in entry.items()
+            }
+            for i, entry in state["state"].items()
+        }
+        self.optimizer.load_state_dict({**state, "state": laid_out})
 
     def changed(self) -> None:
         """The weights have been set from outside; copies of them are stale."""
+
+
+def _is_moment(value: Any, weight: Tensor) -> bool:
+    """Of an optimizer's state, what has a number for each of a weight's, as the 8-bit forms do not."""
+    return isinstance(value, Tensor) and value.shape == weight.shape and value.dtype == weight.dtype
 
 
 class EMA:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,6 +97,14 @@ class Policy:
     def autocast(self) -> torch.autocast:
         """The context in which the network computes."""
         return torch.autocast(self.backbone.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def no_gradient(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of network calls that nobody differentiates.
+
+        Not inference mode where the network is spread over processes: the weights that such a call gathers lie in
+        buffers that later calls with a gradient use again.
+        """
+        return torch.no_grad() if self.backbone.is_sharded else torch.inference_mode()
 
     def transition(
         self, denoiser: Denoiser, latents: Tensor, step_index: Tensor, conditioning: Conditioning

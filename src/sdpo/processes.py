@@ -28,14 +28,16 @@ class Processes:
 
     Args:
         device: `auto`, or one that torch knows.
+        sharded: whether the caller does what a launch that asks for sharding wants, see `sharding`.
 
     Raises:
         UserError: if there is no such device, every process would take the same accelerator, or the launch asks for
-            sharding.
+            sharding that the caller does not do.
     """
 
-    def __init__(self, device: str = "auto") -> None:
-        _check_launch()
+    def __init__(self, device: str = "auto", sharded: bool = False) -> None:
+        if not sharded:
+            _check_launch()
         chosen = check_device(device, "device")
         # accelerate starts a group of CPU processes only when told that they are to use the CPU.
         self.state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
@@ -102,10 +104,8 @@ def _check_launch() -> None:
     for variable, name in _SHARDING.items():
         if os.environ.get(variable, "false").lower() in ("true", "1"):
             raise UserError(
-                f"accelerate's configuration asks for {name}, which shards a model over the processes. sdpo shards "
-                "nothing: every process holds the whole model and averages gradients with the others. Launch with "
-                "distributed_type MULTI_GPU, as examples/accelerate/ does; against full memory turn "
-                "train.micro_batch, train.gradient_checkpointing or lora."
+                f"accelerate's configuration asks for {name}, which shards a model over the processes; of sdpo only "
+                "`train` does that. Launch this with distributed_type MULTI_GPU, as examples/accelerate/ does."
             )
 
 

@@ -142,7 +142,7 @@ def _walk(
     Yields:
         A transition of n K latents, and these, [n K, C, H, W].
     """
-    with torch.inference_mode():
+    with policy.no_gradient():
         single = embeddings.take(prompt_rows)
         conditioning = {name: rows.repeat_interleave(branches, 0) for name, rows in single.items()}
         expand = torch.arange(len(prompt_rows), device=start.device).repeat_interleave(branches)
@@ -150,7 +150,7 @@ def _walk(
         x = start if share_first_step or len(start) == len(expand) else start[expand]
     for step in range(denoiser.num_steps):
         shared = share_first_step and step == 0
-        with torch.inference_mode():
+        with policy.no_gradient():
             transition = policy.transition(
                 denoiser, x, indices[step].expand(len(x)), single if shared else conditioning
             )

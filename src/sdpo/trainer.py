@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo import build, seeds
+from sdpo import build, seeds, sharding
 from sdpo.checkpoint import Checkpoint, CheckpointStore
 from sdpo.config import Config, check_same_run
 from sdpo.errors import DivergenceError, UserError
@@ -75,16 +75,22 @@ class Trainer:
         for name in [] if reward is not None else [*config.rewards, *config.evaluate.observers]:
             check_reward_name(name)
         check_rules(config)
-        self.processes = Processes(config.device)
+        asked = sharding.requested()
+        self.processes = Processes(config.device, sharded=True)
         device = self.processes.device
         build.check_processes(config, self.processes.count)
+        self.sharding = asked if self.processes.count > 1 else None  # one process has all of it
+        if self.sharding is not None:
+            sharding.check(self.sharding, config, device)
         self.run_dir = build.prepare_run_dir(config, "runs/latest", self.processes.is_main)
         self.lock = RunLock(self.run_dir) if self.processes.is_main else contextlib.nullcontext()
         with self.lock:  # who has it is told now, not when the models are loaded
             build.check_format(self.run_dir)
-        self.backbone = build.build_backbone(config, device, pipeline)
-        self.denoiser = build.build_denoiser(config, self.backbone)
+        place = torch.device("cpu") if isinstance(self.sharding, sharding.FSDP2) else device
+        self.backbone = build.build_backbone(config, device, pipeline, place)
         build.prepare_training(self.backbone, config)
+        sharding.shard(self.backbone, self.sharding, device, self.processes.count)
+        self.denoiser = build.build_denoiser(config, self.backbone)
         own = {next(iter(config.rewards)): reward} if reward is not None else None
         rewards = build.load_rewards(config, config.rewards, device, own)
         self.mix = RewardMix(rewards, config.rewards)
@@ -97,7 +103,13 @@ class Trainer:
         self.micro_batches = build.micro_batches(config, self.policy, self.denoiser, self.embeddings, self.processes)
         self.decode_batch = build.decode_batch(config, self.backbone)
         self.updater = build.build_updater(
-            config, self.policy, self.denoiser, self.algorithm, self.processes, self.micro_batches.update
+            config,
+            self.policy,
+            self.denoiser,
+            self.algorithm,
+            self.processes,
+            self.micro_batches.update,
+            self.sharding,
         )
         self.optimization = self.updater.optimization
         self.store = CheckpointStore(
@@ -186,9 +198,11 @@ class Trainer:
         if epoch == self.config.epochs or (every and epoch % every == 0):
             row |= self._evaluate(epoch)
         self.guard.observe(row)
+        if self.processes.is_main or self.optimization.collective:
+            checkpoint = self._checkpoint(row)
         if self.processes.is_main:
             self.metrics.append(row)
-            self._save_checkpoint(row)
+            self._save(checkpoint)
         self.guard.check(row)  # when the epoch is saved, which is whole whatever the rules ask
         return row
 
@@ -288,7 +302,8 @@ class Trainer:
         if found and self.processes.is_main:
             what = f"{min(found).what} was not finite; its optimizer step, and others like it, were skipped"
             print(f"sdpo: warning: epoch {epoch}: {what}", file=sys.stderr)
-        finite = torch.stack([p.isfinite().all() for p in self.optimization.tensors]).tolist()
+        own = torch.stack([t.isfinite().all() for t in self.optimization.tensors]).tolist()
+        finite = [all(parts) for parts in zip(*self.processes.gather([own]), strict=True)]
         if not all(finite):  # finite gradients can do that too; such weights are never saved
             raise self._diverged(epoch, f"the weight {self.optimization.names[finite.index(False)]}")
 
@@ -378,9 +393,9 @@ class Trainer:
             build.write_environment(self.run_dir / "environment.json", self.backbone.device, self.processes.count)
             self.metrics.start(self.epoch)
 
-    def _save_checkpoint(self, row: dict[str, Any]) -> None:
-        """Save the epoch that has just ended, or keep its state at hand where `checkpoint.every` leaves it out."""
-        checkpoint = Checkpoint(
+    def _checkpoint(self, row: dict[str, Any]) -> Checkpoint:
+        """Of the epoch that has just ended."""
+        return Checkpoint(
             epoch=self.epoch,
             weights=self.optimization.weights(),
             ema=self.optimization.average(),
@@ -393,6 +408,9 @@ class Trainer:
             },
             score=self.guard.score(row),
         )
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        """Save an epoch, or keep its state at hand where `checkpoint.every` leaves it out."""
         last = self.epoch == self.config.epochs or self.guard.stop is not None
         eligible = bool(self.config.stop_when) and checkpoint.score is not None  # to be the result, if a rule ends it
         if last or eligible or self.epoch % self.config.checkpoint.every == 0:
@@ -432,19 +450,23 @@ class Trainer:
 
     def _finish(self) -> Path:
         epoch = self.epoch if self.guard.stop is None else self._end_early(self.guard.stop)
-        if self.processes.is_main:
-            staging = self.run_dir / "result.tmp"
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir()
-            with self._averaged_weights():
-                result = self.backbone.save(staging)
-            record = Result(epoch, averaged=self.optimization.ema is not None)
-            (result / RESULT).write_text(json.dumps(dataclasses.asdict(record)) + "\n", encoding="utf-8")
-            replace_folder(result, self.run_dir / result.name)
-            staging.rmdir()
-            write_report(self.run_dir)
+        with self._averaged_weights():
+            weights = self.optimization.weights()  # where they are split, all processes gather them
+            if self.processes.is_main:
+                self._write_result(weights, epoch)
         self.processes.barrier()
         return self.run_dir / "report.html"
+
+    def _write_result(self, weights: Mapping[str, Tensor], epoch: int) -> None:
+        staging = self.run_dir / "result.tmp"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        result = self.backbone.save(staging, weights)
+        record = Result(epoch, averaged=self.optimization.ema is not None)
+        (result / RESULT).write_text(json.dumps(dataclasses.asdict(record)) + "\n", encoding="utf-8")
+        replace_folder(result, self.run_dir / result.name)
+        staging.rmdir()
+        write_report(self.run_dir)
 
     def _end_early(self, stop: Stop) -> int:
         """Where a rule ended the run, its result is the best checkpoint at which none held, evaluated in full.

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import forked
 import micro
 import pytest
 import torch
-from conftest import Run
+from launched import ended, launch
 
 from sdpo import Config, Trainer, cli
 from sdpo.build import check_processes
@@ -33,40 +30,6 @@ def reward(images, prompts, metadata):
         raise RuntimeError("the judge fell asleep")
     return images.mean((1, 2, 3))
 """
-
-
-def launch(count: int, target: Any, *arguments: Any, logs: Path, **environment: str) -> list[BaseProcess]:
-    """Begin `target` in processes that meet as those of `accelerate launch` do, without its seconds of imports."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {
-        "WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-    }
-    logs.mkdir(exist_ok=True)
-    return [
-        forked.start(
-            target,
-            *arguments,
-            log=logs / str(rank),
-            environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), **environment},
-        )
-        for rank in range(count)
-    ]
-
-
-def ended(processes: list[BaseProcess], logs: Path) -> tuple[list[int | None], list[str]]:
-    """Exit codes and what was printed, by rank."""
-    for process in processes:
-        process.join(90)
-    texts = [(logs / str(rank)).read_text() for rank in range(len(processes))]
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    return codes, texts
 
 
 def train(model: Path, run: Path, epochs: int, synchronised: bool = True) -> None:
@@ -218,10 +181,3 @@ def test_the_numbers_that_are_proposed_are_legal() -> None:
             proposed = dict(w.rstrip(".,").split("=") for w in str(refusal.value).split() if "=" in w)
             legal = Config.load("emoji", [f"{key}={value}" for key, value in proposed.items()])
             check_processes(legal, processes)
-
-
-@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_sharding_that_nobody_does_is_refused(sdpo: Run, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    monkeypatch.setenv(variable, "true")
-    result = sdpo("train", "emoji", "--output-dir", "run")
-    assert result.returncode == 2 and "sdpo shards nothing" in result.stderr and not Path("run").exists()

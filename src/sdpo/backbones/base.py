@@ -30,12 +30,14 @@ class Backbone(ABC):
         device: where the network runs.
         guidance: how the network takes a guidance scale. `classifier-free`: not at all, the policy asks twice;
             `embedded`: as an input, one call does both; `none`: it has no use for one.
+        is_sharded: whether the network's weights are spread over processes, which must then call it equally often.
     """
 
     network_module: nn.Module
     latent_shape: tuple[int, ...]
     device: torch.device
     guidance: Guidance = "classifier-free"
+    is_sharded: bool = False
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Conditioning:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -84,7 +84,10 @@ class TrainableBackbone(Backbone):
     def reference(self) -> Iterator[None]:
         """See `Backbone.reference`."""
         network: Any = self.network_module
-        if self._initial is not None:
+        if self._initial is not None and self.is_sharded:
+            with self._reference_of_parts(self._initial):
+                yield
+        elif self._initial is not None:
             trained = {n: p.data for n, p in network.named_parameters()}
             self._set(self._initial)
             try:
@@ -103,6 +106,52 @@ class TrainableBackbone(Backbone):
     def _set(self, weights: dict[str, Tensor]) -> None:
         for name, parameter in self.network_module.named_parameters():
             parameter.data = weights[name]
+
+    def shard(self, mesh: Any, device: torch.device, blocks: Sequence[str] | None, reshard: bool) -> None:
+        """Spread the network's weights over the processes of a mesh, and move all else to the device.
+
+        Trained weights that are a LoRA's stay whole on every process; all weights, where all are trained, are split.
+
+        Args:
+            mesh: a `DeviceMesh` of all processes.
+            device: this process's.
+            blocks: names of the classes that become units; None is those that the network repeats.
+            reshard: see `sharded.spread`.
+        """
+        from sdpo.backbones import sharded  # torch has it on some platforms only
+
+        network: Any = self.network_module
+        repeated = self.repeated_blocks or getattr(network, "_repeated_blocks", None) or network._no_split_modules or ()
+        self._whole_class = type(network)
+        sharded.spread(network, mesh, device, repeated if blocks is None else blocks, reshard)
+        if self._initial is not None:
+            self._initial = {n: sharded.local(p).clone() for n, p in network.named_parameters()}
+        for module in self.pipeline.components.values():
+            if isinstance(module, nn.Module) and module is not network:
+                module.to(device)
+        self.device, self.is_sharded = device, True
+
+    @contextlib.contextmanager
+    def _reference_of_parts(self, initial: dict[str, Tensor]) -> Iterator[None]:
+        """The base model where all weights are trained and split: the parts are written over, and back."""
+        from sdpo.backbones import sharded
+
+        network = self.network_module
+        sharded.forget_gathered(network)
+        parts = {n: sharded.local(p) for n, p in network.named_parameters()}
+        trained = {n: part.clone() for n, part in parts.items()}
+
+        def write(values: dict[str, Tensor]) -> None:
+            with torch.no_grad():
+                for name, part in parts.items():
+                    part.copy_(values[name])
+            sharded.forget_gathered(network)
+
+        write(initial)
+        try:
+            yield
+        finally:
+            write(trained)
 
     @property
     def _has_lora(self) -> bool:
@@ -135,16 +184,36 @@ class TrainableBackbone(Backbone):
             raise UserError(f"there is no LoRA file or folder {path}")
         lora.load(self.pipeline, path)
 
-    def save(self, run_dir: Path) -> Path:
-        """Write the trained weights for use elsewhere, `lora/` or a whole pipeline in `model/`; returns the folder."""
+    def save(self, run_dir: Path, weights: Mapping[str, Tensor] | None = None) -> Path:
+        """Write the trained weights for use elsewhere, `lora/` or a whole pipeline in `model/`; returns the folder.
+
+        Args:
+            run_dir: where.
+            weights: the trained ones, whole; needed where all are trained and split.
+        """
         if self._has_lora:
             folder = run_dir / "lora"
             lora.save(self.pipeline, self.component, folder)
         else:
             folder = run_dir / "model"
-            self.pipeline.save_pretrained(folder, safe_serialization=True)
+            with self._whole_network(weights) if self.is_sharded else contextlib.nullcontext():
+                self.pipeline.save_pretrained(folder, safe_serialization=True)
         _open_to_others(folder)
         return folder
+
+    @contextlib.contextmanager
+    def _whole_network(self, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
+        """A context in which the pipeline has a network that is not spread."""
+        network: Any = self.network_module
+        assert weights is not None, "every process has a part, and they were not gathered"
+        with torch.device("meta"):
+            whole: Any = self._whole_class.from_config(network.config)
+        whole.load_state_dict(dict(weights), assign=True)
+        setattr(self.pipeline, self.component, whole)
+        try:
+            yield
+        finally:
+            setattr(self.pipeline, self.component, network)
 
     def save_comfyui(self, lora_file: Path, target: Path) -> None:
         """Write the LoRA that is attached once more, under the names that ComfyUI reads.

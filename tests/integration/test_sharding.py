@@ -1,0 +1,234 @@
+"""A launch that shards makes the same run as one process, and either goes on with what the other has left."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import micro
+import pytest
+import torch
+from conftest import Run
+from diffusers import DiffusionPipeline
+from launched import ended, launch
+
+from sdpo import Config, Trainer, cli, sharding
+from sdpo.checkpoint import Checkpoint, CheckpointStore
+from sdpo.errors import UserError
+
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
+SETTINGS: dict[str, Any] = dict(
+    sample={"prompts_per_epoch": 8},
+    train={"batch_size": 4, "micro_batch": 1, "kl_weight": 0.1},  # gradients gathered over calls; the base model asked
+    evaluate={"every": 2, "steps": [1, 2]},  # of three prompts: one process draws two images, the other one
+)
+# With a small ε, AdamW makes steps of one size of gradients that are rounding and no more.
+ALL_WEIGHTS: dict[str, Any] = {
+    **SETTINGS,
+    "lora": None,
+    "train": {**SETTINGS["train"], "learning_rate": 1e-4, "epsilon": 1e-4},
+}
+TRAJECTORIES: dict[str, Any] = {**SETTINGS, "algorithm": {"name": "rebel", "credit": "step", "clip_range": 0.0}}
+
+has_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+
+
+def train(model: Path, run: Path, epochs: int, settings: dict[str, Any]) -> None:
+    trainer = Trainer(micro.config(model, run, epochs=epochs, **settings))
+    trainer.train()
+    network = list(trainer.backbone.network_module.parameters())
+    held = sum(getattr(p, "_local_tensor", p).numel() for p in network) / sum(p.numel() for p in network)
+    kind = type(trainer.optimization).__name__
+    run.with_suffix(f".rank{trainer.processes.rank}.json").write_text(json.dumps({"held": held, "kind": kind}))
+
+
+class Legs:
+    """Runs of three epochs, each trained once, by what was launched for its epochs."""
+
+    def __init__(self, model: Path, folder: Path) -> None:
+        self.model = model
+        self.folder = folder
+        self.made: dict[str, Path] = {}
+
+    def run(self, settings: dict[str, Any], *stages: tuple[int, int, dict[str, str]]) -> Path:
+        """The directory of a run; a stage is the number of processes, the epochs, and what accelerate would set."""
+        key = repr((settings, stages))
+        if key not in self.made:
+            run = self.made[key] = self.folder / str(len(self.made))
+            for number, (count, epochs, environment) in enumerate(stages):
+                logs = self.folder / f"{run.name}.{number}.logs"
+                codes, texts = ended(
+                    launch(count, train, self.model, run, epochs, settings, logs=logs, **environment), logs
+                )
+                assert codes == [0] * count, texts
+        return self.made[key]
+
+
+@pytest.fixture(scope="module")
+def legs(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Legs]:
+    yield Legs(tiny_pipeline, tmp_path_factory.mktemp("sharding"))
+
+
+def last(run: Path) -> Checkpoint:
+    return CheckpointStore(run / "checkpoints").load(3)
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    """Weights, averages, moments and metrics, up to the order of sums."""
+    left, right = last(one), last(other)
+    assert left.weights.keys() == right.weights.keys() and left.ema.keys() == right.ema.keys() != set()
+    for name, weight in left.weights.items():
+        torch.testing.assert_close(right.weights[name], weight, atol=1e-5, rtol=0, msg=name)
+        torch.testing.assert_close(right.ema[name], left.ema[name], atol=1e-5, rtol=0, msg=name)
+    (before, after) = (c.state["updater"]["optimizer"]["state"] for c in (left, right))
+    assert before.keys() == after.keys() and len(before) == len(left.weights)
+    for i, moments in before.items():
+        assert moments["step"] == after[i]["step"] > 0
+        for moment in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(after[i][moment], moments[moment], atol=1e-4, rtol=1e-2)
+    for expected, found in zip(micro.rows(one), micro.rows(other), strict=True):
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            assert value is None or found[name] == pytest.approx(value, rel=5e-3, abs=2e-5), name
+
+
+both = pytest.mark.parametrize("environment", [FSDP, pytest.param(ZERO, marks=has_deepspeed)], ids=["FSDP2", "ZeRO-2"])
+
+
+@both
+@pytest.mark.parametrize("settings", [SETTINGS, ALL_WEIGHTS, TRAJECTORIES], ids=["lora", "all weights", "trajectories"])
+def test_a_sharded_run_is_the_run(legs: Legs, settings: dict[str, Any], environment: dict[str, str]) -> None:
+    split = legs.run(settings, (2, 3, environment))
+    assert_alike(legs.run(settings, (1, 3, {})), split)
+    for rank in (0, 1):
+        seen = json.loads(split.with_suffix(f".rank{rank}.json").read_text())
+        if environment is ZERO:
+            assert seen == {"kind": "ZeROOptimization", "held": 1.0}
+        elif settings is ALL_WEIGHTS:
+            assert seen["kind"] == "ShardedOptimization" and 0.48 < seen["held"] < 0.52
+        else:
+            assert seen["kind"] == "Optimization" and 0.5 < seen["held"] < 0.6, "the LoRA is whole on both"
+
+
+@both
+@pytest.mark.parametrize("settings", [SETTINGS, ALL_WEIGHTS], ids=["lora", "all weights"])
+@pytest.mark.parametrize("first", ["sharded", "alone"])
+def test_either_goes_on_with_what_the_other_left(
+    legs: Legs, settings: dict[str, Any], environment: dict[str, str], first: str
+) -> None:
+    stages = [(2, 2, environment), (1, 3, {})] if first == "sharded" else [(1, 2, {}), (2, 3, environment)]
+    assert_alike(legs.run(settings, (1, 3, {})), legs.run(settings, *stages))
+
+
+@both
+def test_weights_stay_sharded_after_the_forward_pass_or_not(legs: Legs, environment: dict[str, str]) -> None:
+    """FSDP2 without resharding keeps what sampling gathered until the update is over; it must not be kept longer."""
+    if environment is ZERO:
+        pytest.skip("it has no such setting")
+    kept = {**environment, "FSDP_RESHARD_AFTER_FORWARD": "false", "FSDP_AUTO_WRAP_POLICY": "NO_WRAP"}
+    assert_alike(legs.run(ALL_WEIGHTS, (1, 3, {})), legs.run(ALL_WEIGHTS, (2, 3, kept)))
+
+
+def test_the_result_is_a_pipeline_like_any_other(legs: Legs) -> None:
+    for settings, load in ((ALL_WEIGHTS, "model"), (SETTINGS, "lora")):
+        alone, split = legs.run(settings, (1, 3, {})), legs.run(settings, (2, 3, FSDP))
+        found = []
+        for run in (alone, split):
+            pipeline = DiffusionPipeline.from_pretrained(run / "model" if load == "model" else legs.model)
+            if load == "lora":
+                pipeline.load_lora_weights(run / "lora")
+            found.append({n: p.detach() for n, p in pipeline.unet.named_parameters()})
+        assert found[0].keys() == found[1].keys()
+        for name, weight in found[0].items():
+            torch.testing.assert_close(found[1][name], weight, atol=1e-5, rtol=0, msg=name)
+
+
+@both
+def test_what_is_not_finite_skips_the_step_on_all(legs: Legs, environment: dict[str, str], tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    codes, texts = ended(launch(2, train_spoiled, legs.model, tmp_path / "run", logs=logs, **environment), logs)
+    assert codes == [0, 0], texts
+    assert [row["train/skipped_steps"] for row in micro.rows(tmp_path / "run")] == [1, 0]
+    assert "was not finite; its optimizer step, and others like it, were skipped" in texts[0]
+
+
+def train_spoiled(model: Path, run: Path) -> None:
+    """The third backward pass of the second process has a loss that is not finite."""
+    train = {**ALL_WEIGHTS["train"], "on_nonfinite": "skip"}
+    trainer = Trainer(micro.config(model, run, epochs=2, **{**ALL_WEIGHTS, "train": train}))
+    backward, calls = trainer.optimization.backward, 0
+
+    def spoil(loss: torch.Tensor, last: bool) -> None:
+        nonlocal calls
+        calls += 1
+        backward(loss * float("nan") if trainer.processes.rank == 1 and calls == 3 else loss, last)
+
+    trainer.optimization.backward = spoil  # type: ignore[method-assign]
+    trainer.train()
+
+
+def test_one_that_fails_ends_all(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while the others wait for it inside the network."""
+    (tmp_path / "mine.py").write_text(
+        "import os\ncalls = 0\n"
+        "def reward(images, prompts, metadata):\n"
+        "    global calls\n    calls += 1\n"
+        "    if os.environ['RANK'] == '1' and calls == 8:\n        os.kill(os.getpid(), 9)\n"
+        "    return images.mean((1, 2, 3))\n"
+    )
+    settings = {**SETTINGS, "rewards": {"mine:reward": 1.0}}
+    command = micro.arguments(tiny_pipeline, tmp_path / "run", epochs=6, **settings)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    codes, texts = ended(launch(2, cli.main, command, logs=tmp_path / "logs", **FSDP), tmp_path / "logs")
+    assert codes[0] == 2 and "another process of this run has ended" in texts[0] and "Traceback" not in texts[0], texts
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "set fsdp_config.fsdp_version to 2"),
+        ({**FSDP, "FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params"),
+        ({**FSDP, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, "train.gradient_checkpointing=true"),
+        ({**FSDP, "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, "SIZE_BASED_WRAP"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "parallelism_config"),
+        pytest.param({**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "DeepSpeed's stage 3", marks=has_deepspeed),
+        pytest.param(
+            {**ZERO, "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "offload_optimizer", marks=has_deepspeed
+        ),
+    ],
+)
+def test_what_nobody_does_is_refused(
+    sdpo: Run, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    result = sdpo("train", "emoji", "--output-dir", "run")
+    assert result.returncode == 2 and message in result.stderr and not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": {"dtype": "float16"}}, "float16"),
+        ({"model": {"compile": True}}, "compile"),
+        ({"model": {"quantize": "int8"}}, "quantize"),
+        ({"lora": None, "train": {"optimizer": "adamw8bit"}}, "adamw8bit"),
+    ],
+)
+def test_settings_that_do_not_go_with_it_are_refused(settings: dict[str, Any], message: str) -> None:
+    config = Config.load("emoji", **settings)
+    with pytest.raises(UserError, match=message):
+        sharding.check(sharding.FSDP2(), config, torch.device("cpu"))
+
+
+def test_other_commands_do_not_shard(sdpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    result = sdpo("sample", "emoji", "--prompt", "a cat", "--output", "x.png")
+    assert result.returncode == 2, result.stdout

@@ -153,12 +153,18 @@ def load_rewards(
     return placed
 
 
-def prepare_training(backbone: PipelineBackbone, config: Config) -> None:
-    """Make the LoRA, or all weights, trainable; initial LoRA weights come from the run's seed."""
+def prepare_training(backbone: PipelineBackbone, config: Config, sharded: bool = False) -> None:
+    """Make the LoRA, or all weights, trainable; initial LoRA weights come from the run's seed.
+
+    Args:
+        backbone: whose.
+        config: which.
+        sharded: whether the network will be spread, and what it was is kept in parts too.
+    """
     if config.train.gradient_checkpointing:
         backbone.checkpoint_activations()
     if config.lora is None:
-        backbone.train_all()
+        backbone.train_all(copy=not sharded)
         return
     if config.model.quantize is not None:
         backbone.quantize(config.model.quantize)
@@ -258,6 +264,7 @@ def update_settings(
         kl_weight=train.kl_weight,
         seed=config.seed,
         step_shuffle=train.step_shuffle,
+        first_steps=train.first_steps,
         last_step=ends_random and algorithm.credit == "step",
         unit=algorithm.unit,
         skip_nonfinite=train.on_nonfinite == "skip",

@@ -126,6 +126,9 @@ class SampleConfig(_Section):
 class TrainConfig(_Section):
     """The update; `batch_size` counts groups an optimizer step over all processes.
 
+    `first_steps` trains so many steps of each trajectory, from the noisiest on. At later ones σ is small, and the
+    log-probability's gradient, which grows as 1/σ, is mostly noise.
+
     `on_nonfinite`: what a loss, gradient or log-probability that is NaN or infinite does: it ends the run, or its
     optimizer step is skipped and counted in `train/skipped_steps`.
     """
@@ -137,6 +140,7 @@ class TrainConfig(_Section):
     warmup_steps: Count = 0
     inner_epochs: Positive = 1
     timestep_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    first_steps: Positive | None = None
     step_shuffle: bool = True
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"

@@ -70,8 +70,12 @@ class Watch:
 
     def spread(self, gradient: Tensor) -> None:
         """Make a gradient NaN where a log-probability or loss of its minibatch is: averaging tells all processes."""
+        gradient[(0,) * gradient.ndim] += self.mark() - 1
+
+    def mark(self) -> Tensor:
+        """1, or NaN where a log-probability or loss of this minibatch so far is not finite."""
         flags = torch.cat([flags for step, _, _, flags in self._forward if step == len(self._norms)])
-        gradient[(0,) * gradient.ndim] += torch.where(flags.all(), 0.0, torch.nan)
+        return torch.where(flags.all(), 1.0, torch.nan)
 
     def end_step(self, norms: Tensor | None, names: list[str]) -> None:
         """An optimizer step is over: the norms of its gradients [P], or None where they may overflow; their names."""

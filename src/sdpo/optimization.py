@@ -67,14 +67,15 @@ class Optimization:
         """Of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def backward(self, loss: Tensor, last: bool) -> None:
+    def backward(self, loss: Tensor, watch: Watch, last: bool) -> None:
         """Add a loss's gradients.
 
         Args:
             loss: a part of the minibatch's.
+            watch: has seen what it was made from.
             last: whether it is the last before `step`.
         """
-        del last  # of use to those who reduce gradients while they come
+        del watch, last  # of use to those who reduce gradients while they come
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def step(self, watch: Watch) -> Tensor:

@@ -14,13 +14,17 @@ from torch import Tensor
 
 from sdpo.errors import LostProcessError, UserError
 
-# What `accelerate launch` sets for what its configuration asks for, and nothing here does.
-_SHARDING = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
-}
+# What `accelerate launch` sets for the sharding that its configuration asks for, and what that is called.
+FSDP = ("ACCELERATE_USE_FSDP", "FSDP")
+DEEPSPEED = ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")
+MEGATRON = ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM")
+PARALLELISM = ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism_config")
+
+
+_LOST = (
+    "another process of this run has ended: killed, or out of memory, unless it says otherwise above. The same command "
+    "goes on from the last checkpoint."
+)
 
 
 class Processes:
@@ -83,10 +87,19 @@ def _together() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise LostProcessError(
-            "another process of this run has ended: killed, or out of memory, unless it says otherwise above. The same "
-            "command goes on from the last checkpoint."
-        ) from error
+        raise LostProcessError(_LOST) from error
+
+
+@contextlib.contextmanager
+def maybe_together() -> Iterator[None]:
+    """As `_together`, of work that has collectives among other things: a sharded network's calls, say."""
+    try:
+        yield
+    except RuntimeError as error:
+        named = isinstance(error, torch.distributed.DistError) if torch.distributed.is_available() else False
+        if named or any(sign in str(error) for sign in ("gloo", "NCCL", "Connection closed by peer")):
+            raise LostProcessError(_LOST) from error
+        raise
 
 
 def first_to_fail() -> bool:
@@ -99,10 +112,15 @@ def first_to_fail() -> bool:
         return True
 
 
+def is_set(variable: str) -> bool:
+    """Whether an environment variable says yes, as accelerate writes it."""
+    return os.environ.get(variable, "false").lower() in ("true", "1")
+
+
 def _check_launch() -> None:
     """Refuse a launch that would silently get less than it asks for."""
-    for variable, name in _SHARDING.items():
-        if os.environ.get(variable, "false").lower() in ("true", "1"):
+    for variable, name in (FSDP, DEEPSPEED, MEGATRON, PARALLELISM):
+        if is_set(variable):
             raise UserError(
                 f"accelerate's configuration asks for {name}, which shards a model over the processes; of sdpo only "
                 "`train` does that. Launch this with distributed_type MULTI_GPU, as examples/accelerate/ does."

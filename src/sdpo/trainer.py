@@ -28,7 +28,7 @@ from sdpo.guard import Guard, Stop, check_rules
 from sdpo.interrupt import Interruptions, Terminated
 from sdpo.lock import RunLock
 from sdpo.policy import Policy
-from sdpo.processes import Processes
+from sdpo.processes import Processes, maybe_together
 from sdpo.prompts import Prompt, load_prompts
 from sdpo.report import write_report
 from sdpo.returns import discounted_returns, future_returns
@@ -75,7 +75,7 @@ class Trainer:
         for name in [] if reward is not None else [*config.rewards, *config.evaluate.observers]:
             check_reward_name(name)
         check_rules(config)
-        asked = sharding.requested()
+        asked = sharding.requested(config.device)
         self.processes = Processes(config.device, sharded=True)
         device = self.processes.device
         build.check_processes(config, self.processes.count)
@@ -88,14 +88,15 @@ class Trainer:
             build.check_format(self.run_dir)
         place = torch.device("cpu") if isinstance(self.sharding, sharding.FSDP2) else device
         self.backbone = build.build_backbone(config, device, pipeline, place)
-        build.prepare_training(self.backbone, config)
-        sharding.shard(self.backbone, self.sharding, device, self.processes.count)
+        build.prepare_training(self.backbone, config, isinstance(self.sharding, sharding.FSDP2))
+        dtype = build.compute_dtype(config, device)
+        sharding.shard(self.backbone, self.sharding, device, dtype, self.processes.count)
         self.denoiser = build.build_denoiser(config, self.backbone)
         own = {next(iter(config.rewards)): reward} if reward is not None else None
         rewards = build.load_rewards(config, config.rewards, device, own)
         self.mix = RewardMix(rewards, config.rewards)
         self.evaluation_rewards = {**rewards, **build.load_rewards(config, config.evaluate.observers, device)}
-        self.policy = Policy(self.backbone, config.sample.guidance_scale, build.compute_dtype(config, device))
+        self.policy = Policy(self.backbone, config.sample.guidance_scale, dtype)
         texts = [p.text for p in [*self.prompts, *self.unseen]]
         self.embeddings = build.encode_prompts(config, self.backbone, texts)
         self.normalizer = build.build_normalizer(config)
@@ -159,7 +160,8 @@ class Trainer:
     def _explained(self) -> Iterator[None]:
         """What ends a run is said in the user's terms."""
         try:
-            yield
+            with maybe_together():
+                yield
         except WRITE_ERRORS as error:
             raise UserError(
                 f"a file cannot be read or written: {error}. Checkpoints in {self.store.root} are intact: mend it and "

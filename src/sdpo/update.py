@@ -29,6 +29,7 @@ class UpdateSettings:
         timestep_fraction: share of each trajectory's shuffled steps that is visited.
         kl_weight: weight of KL(policy ‖ base model); 0 is off.
         seed: of the run.
+        first_steps: visit only so many of each trajectory, from the noisiest on; None visits all.
         last_step: visit the last step too; under `credit: future`, or where it is deterministic, it has nothing to
             learn from.
         step_shuffle: a random order of steps for each sample; else all go from the noisiest to the last.
@@ -43,6 +44,7 @@ class UpdateSettings:
     kl_weight: float = 0.0
     seed: int = 0
     step_shuffle: bool = True
+    first_steps: int | None = None
     last_step: bool = True
     unit: Literal["step", "trajectory"] = "step"
     skip_nonfinite: bool = False
@@ -59,7 +61,8 @@ class UpdateSettings:
 
     def eligible_steps(self, num_steps: int) -> int:
         """Steps among which a pass chooses."""
-        return num_steps if self.last_step else num_steps - 1
+        count = num_steps if self.last_step else num_steps - 1
+        return count if self.first_steps is None else min(count, self.first_steps)
 
 
 class Updater:
@@ -177,7 +180,7 @@ class Updater:
             loss = loss + self.settings.kl_weight * kl
             metrics["kl_to_base"] = kl.detach()
         self.watch.add(rows, step_of_row, batch.log_prob, loss)
-        self.optimization.backward(loss * share, last)
+        self.optimization.backward(loss * share, self.watch, last)
         return metrics, (batch.log_prob.detach() - batch.old_log_prob).abs().max()
 
     def _trajectory_gradients(
@@ -208,7 +211,7 @@ class Updater:
                 loss = loss + self.settings.kl_weight * kl / len(visited)
                 kls.append(kl.detach())
             self.watch.add(rows, step_of_row, batch.log_prob, output.loss)
-            self.optimization.backward(loss * share, last and step + 1 == len(visited))
+            self.optimization.backward(loss * share, self.watch, last and step + 1 == len(visited))
         if kls:
             output.metrics["kl_to_base"] = torch.stack(kls).mean()
         return output.metrics, deviation
@@ -222,12 +225,13 @@ class Updater:
         states, each = data.states[rows], torch.arange(len(step_of_row), device=device)
         x, own = states[group, branch, steps[group]], steps[group]
         conditioning = epoch.embeddings.take(epoch.prompt_rows[rows][group])
-        transition = self.policy.transition(epoch.denoiser, x, own, conditioning)
-        mean, std = transition.mean, transition.std
         base: Tensor | None = None
+        # First: a sharded network's weights, written over and back, are gathered in order only in a forward pass.
         if self.settings.kl_weight > 0 or self.algorithm.needs_reference:
             with torch.no_grad(), self.policy.backbone.reference():
                 base = self.policy.transition(epoch.denoiser, x, own, conditioning).mean
+        transition = self.policy.transition(epoch.denoiser, x, own, conditioning)
+        mean, std = transition.mean, transition.std
         if place is not None:
             place = to_device(place, device)
             mean, std, base = mean[place], std[place], None if base is None else base[place]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from launched import ended, launch
 from sdpo import Config, Trainer, cli, sharding
 from sdpo.checkpoint import Checkpoint, CheckpointStore
 from sdpo.errors import UserError
+from sdpo.policy import Policy
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
@@ -124,13 +128,27 @@ def test_either_goes_on_with_what_the_other_left(
     assert_alike(legs.run(settings, (1, 3, {})), legs.run(settings, *stages))
 
 
-@both
-def test_weights_stay_sharded_after_the_forward_pass_or_not(legs: Legs, environment: dict[str, str]) -> None:
-    """FSDP2 without resharding keeps what sampling gathered until the update is over; it must not be kept longer."""
-    if environment is ZERO:
-        pytest.skip("it has no such setting")
-    kept = {**environment, "FSDP_RESHARD_AFTER_FORWARD": "false", "FSDP_AUTO_WRAP_POLICY": "NO_WRAP"}
+def test_weights_may_stay_gathered_after_the_forward_pass(legs: Legs) -> None:
+    """They are kept until the update's backward pass, and no longer."""
+    kept = {**FSDP, "FSDP_RESHARD_AFTER_FORWARD": "false", "FSDP_AUTO_WRAP_POLICY": "NO_WRAP"}
     assert_alike(legs.run(ALL_WEIGHTS, (1, 3, {})), legs.run(ALL_WEIGHTS, (2, 3, kept)))
+
+
+def test_parts_of_unequal_size(legs: Legs) -> None:
+    """Three processes: neither the weights nor the images of an evaluation divide evenly."""
+    settings = {**ALL_WEIGHTS, "sample": {"prompts_per_epoch": 6}, "train": {**ALL_WEIGHTS["train"], "batch_size": 3}}
+    assert_alike(legs.run(settings, (1, 3, {})), legs.run(settings, (3, 3, FSDP)))
+
+
+@both
+def test_bfloat16(legs: Legs, environment: dict[str, str]) -> None:
+    """Sampling and update round alike, so that the log-ratio before the first update is 0; and something is learned."""
+    settings = {**ALL_WEIGHTS, "model": {"dtype": "bfloat16"}, "sample": {**ALL_WEIGHTS["sample"], "micro_batch": 1}}
+    run = legs.run(settings, (2, 3, environment))
+    assert [row["train/on_policy_log_ratio"] for row in micro.rows(run)] == [0.0] * 3
+    weights = CheckpointStore(run / "checkpoints")
+    first, second = (weights.load(epoch).weights for epoch in (1, 3))
+    assert all(w.dtype == torch.float32 for w in second.values()) and any((first[n] != second[n]).any() for n in first)
 
 
 def test_the_result_is_a_pipeline_like_any_other(legs: Legs) -> None:
@@ -157,47 +175,57 @@ def test_what_is_not_finite_skips_the_step_on_all(legs: Legs, environment: dict[
 
 
 def train_spoiled(model: Path, run: Path) -> None:
-    """The third backward pass of the second process has a loss that is not finite."""
+    """The third loss of the second process is infinite, though its gradients are not."""
     train = {**ALL_WEIGHTS["train"], "on_nonfinite": "skip"}
     trainer = Trainer(micro.config(model, run, epochs=2, **{**ALL_WEIGHTS, "train": train}))
-    backward, calls = trainer.optimization.backward, 0
+    loss, calls = type(trainer.algorithm).loss, 0
 
-    def spoil(loss: torch.Tensor, last: bool) -> None:
+    def spoiled(self: Any, batch: Any) -> Any:
         nonlocal calls
         calls += 1
-        backward(loss * float("nan") if trainer.processes.rank == 1 and calls == 3 else loss, last)
+        output = loss(self, batch)
+        bad = trainer.processes.rank == 1 and calls == 3
+        return dataclasses.replace(output, loss=output.loss + float("inf")) if bad else output
 
-    trainer.optimization.backward = spoil  # type: ignore[method-assign]
+    type(trainer.algorithm).loss = spoiled  # type: ignore[method-assign]
     trainer.train()
 
 
-def test_one_that_fails_ends_all(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also while the others wait for it inside the network."""
-    (tmp_path / "mine.py").write_text(
-        "import os\ncalls = 0\n"
-        "def reward(images, prompts, metadata):\n"
-        "    global calls\n    calls += 1\n"
-        "    if os.environ['RANK'] == '1' and calls == 8:\n        os.kill(os.getpid(), 9)\n"
-        "    return images.mean((1, 2, 3))\n"
+def test_one_that_fails_ends_all(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """While the others wait for it inside the network."""
+    codes, texts = ended(
+        launch(2, fail, tiny_pipeline, tmp_path / "run", logs=tmp_path / "logs", **FSDP), tmp_path / "logs"
     )
-    settings = {**SETTINGS, "rewards": {"mine:reward": 1.0}}
-    command = micro.arguments(tiny_pipeline, tmp_path / "run", epochs=6, **settings)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    codes, texts = ended(launch(2, cli.main, command, logs=tmp_path / "logs", **FSDP), tmp_path / "logs")
-    assert codes[0] == 2 and "another process of this run has ended" in texts[0] and "Traceback" not in texts[0], texts
+    assert codes == [2, -signal.SIGKILL], texts
+    assert "another process of this run has ended" in texts[0] and "Traceback" not in texts[0], texts
+
+
+def fail(model: Path, run: Path) -> int:
+    """The second process is killed in the middle of sampling."""
+    command = micro.arguments(model, run.with_name(f"run{os.environ['RANK']}"), epochs=6, **SETTINGS)
+    transition, calls = Policy.transition, 0
+
+    def killed(self: Policy, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if os.environ["RANK"] == "1" and calls == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return transition(self, *arguments)
+
+    Policy.transition = killed  # type: ignore[method-assign]
+    return cli.main([*command[:-1], str(run)])
 
 
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"ACCELERATE_USE_FSDP": "true"}, "set fsdp_config.fsdp_version to 2"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "fsdp_version 1: set it to 2"),
         ({**FSDP, "FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params"),
         ({**FSDP, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, "train.gradient_checkpointing=true"),
         ({**FSDP, "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, "SIZE_BASED_WRAP"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "parallelism_config"),
-        pytest.param({**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "DeepSpeed's stage 3", marks=has_deepspeed),
+        pytest.param({**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "zero_stage 3", marks=has_deepspeed),
         pytest.param(
             {**ZERO, "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "offload_optimizer", marks=has_deepspeed
         ),
@@ -225,10 +253,29 @@ def test_settings_that_do_not_go_with_it_are_refused(settings: dict[str, Any], m
     config = Config.load("emoji", **settings)
     with pytest.raises(UserError, match=message):
         sharding.check(sharding.FSDP2(), config, torch.device("cpu"))
+    if message == "quantize":  # DeepSpeed leaves frozen weights alone
+        sharding.check(sharding.ZeRO2({}), config, torch.device("cpu"))
+    else:
+        with pytest.raises(UserError, match=message):
+            sharding.check(sharding.ZeRO2({}), config, torch.device("cpu"))
+
+
+def test_a_lora_may_have_the_small_optimizer_where_it_is_not_split() -> None:
+    config = Config.load("emoji", train={"optimizer": "adamw8bit"})
+    sharding.check(sharding.FSDP2(), config, torch.device("cpu"))
+    with pytest.raises(UserError, match="adamw8bit"):
+        sharding.check(sharding.ZeRO2({}), config, torch.device("cpu"))
+
+
+def test_blocks_that_are_not_there_are_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
+    command = micro.arguments(tiny_pipeline, tmp_path / "run", **SETTINGS)
+    blocks = {**FSDP, "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaLayer"}
+    codes, texts = ended(launch(2, cli.main, command, logs=tmp_path / "logs", **blocks), tmp_path / "logs")
+    assert codes == [2, 2] and any("wraps LlamaLayer" in t and "BasicTransformerBlock" in t for t in texts), texts
 
 
 def test_other_commands_do_not_shard(sdpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    result = sdpo("sample", "emoji", "--prompt", "a cat", "--output", "x.png")
-    assert result.returncode == 2, result.stdout
+    result = sdpo("sample", "emoji", "a cat", "-o", "x.png")
+    assert result.returncode == 2 and "of sdpo only `train` does that" in result.stderr

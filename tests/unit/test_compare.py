@@ -54,9 +54,9 @@ def test_hand_computed_table(tmp_path: Path) -> None:
     assert cells(result, "Gain in aesthetic")["sdpo"] == ["+0.50 ± 0.14", "+0.00 ± 0.00", "+0.25 ± 0.07"]
     # trapezoids over equal distances: (0.2 / 2 + 0.4 + 0.6 / 2) / 2 = 0.4 and 0.55; std 0.15 / √2 = 0.106
     assert cells(result, "Area under the curve of aesthetic")["sdpo"][0] == "0.48 ± 0.11"
-    # sdpo's mean curve is 0.2, 0.5, 0.7 and ddpo ends at 0.5: reached at 100 of 200 samples
+    # sdpo's mean curve is 0.2, 0.5, 0.7 and ddpo ends at 0.5: reached at 100 of 200 samples; at four steps ddpo stays
     reached = cells(result, "Samples to reach ddpo's final aesthetic")
-    assert reached["sdpo"] == ["100 (50%)", "0 (0%)", "100 (50%)"]
+    assert reached["sdpo"] == ["100 (50%)", "–", "100 (50%)"]
     assert reached["ddpo"][0] == "200 (100%)"
     # judge: the images above 0.5 are 1 of 4 before; 4 of 4 after, but for step count 4, where one image is above
     assert cells(result, "judge: recognised, %")["sdpo"] == ["100.0 ± 0.0", "25.0 ± 0.0", "62.5 ± 0.0"]

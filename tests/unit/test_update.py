@@ -98,10 +98,19 @@ def test_a_fraction_of_the_steps_and_several_passes() -> None:
     assert all(sorted(order[:T]) == sorted(order[T:]) == list(range(T)) for order in twice)
     assert any(order[:T] != order[T:] for order in twice)
     assert all(sorted(order) == list(range(T - 1)) for order in orders(last_step=False))
+    assert all(sorted(order) == [0, 1] for order in orders(first_steps=2))
+    assert all(sorted(order) == list(range(T - 1)) for order in orders(first_steps=9, last_step=False))
 
 
 def test_optimizer_steps_are_counted_right() -> None:
-    for settings in ({}, {"inner_epochs": 3}, {"timestep_fraction": 0.5}, {"batch_size": 6}, {"last_step": False}):
+    for settings in (
+        {},
+        {"inner_epochs": 3},
+        {"timestep_fraction": 0.5},
+        {"batch_size": 6},
+        {"last_step": False},
+        {"first_steps": 2},
+    ):
         updater = make(**settings)
         run(updater)
         assert updater.optimization.lr_schedule.last_epoch == updater.settings.optimizer_steps(6, T), settings

@@ -8,12 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from sdpo.errors import UserError
 
 
 def spread(
-    network: nn.Module, mesh: DeviceMesh, device: torch.device, blocks: Collection[str], reshard_after_forward: bool
+    network: nn.Module,
+    mesh: DeviceMesh,
+    device: torch.device,
+    dtype: torch.dtype,
+    blocks: Collection[str],
+    reshard_after_forward: bool,
 ) -> None:
     """Keep only this process's part of the network's weights; each unit is gathered when it is called.
 
@@ -23,9 +30,19 @@ def spread(
         network: changed in place.
         mesh: of all processes.
         device: this process's, where the weights go.
+        dtype: what weights that are all trained, in float32, are gathered and used in; frozen ones have it already.
         blocks: names of the classes whose modules are units; what is left is one more.
         reshard_after_forward: give a unit's other parts back after its forward pass; else after its backward pass.
+
+    Raises:
+        UserError: if there are names, and no module is of such a class.
     """
+    units = [m for m in network.modules() if m is not network and type(m).__name__ in blocks]
+    if blocks and not units:
+        there = ", ".join(sorted({type(m).__name__ for m in network.modules() if any(m.children())}))
+        raise UserError(
+            f"accelerate's configuration wraps {', '.join(blocks)}, which the network does not have: {there}"
+        )
     trained = {p for p in network.parameters() if p.requires_grad}
     whole = trained if len(trained) < len(list(network.parameters())) else set[nn.Parameter]()
     for parameter in network.parameters():
@@ -33,11 +50,12 @@ def spread(
             parameter.data = parameter.data.contiguous()  # channels-last weights cannot be sharded
     for parameter in whole:
         parameter.data = parameter.data.to(device)
-    options: dict[str, Any] = dict(mesh=mesh, reshard_after_forward=reshard_after_forward, ignored_params=whole)
-    for module in reversed([m for m in network.modules() if m is not network]):  # inner ones first
-        if type(module).__name__ in blocks:
-            fully_shard(module, **options)
-    fully_shard(network, **options)
+    precision = MixedPrecisionPolicy(
+        param_dtype=None if whole else dtype, reduce_dtype=None if whole else torch.float32, cast_forward_inputs=False
+    )
+    options: dict[str, Any] = dict(mesh=mesh, reshard_after_forward=reshard_after_forward, mp_policy=precision)
+    for module in [*reversed(units), network]:  # inner ones first
+        fully_shard(module, ignored_params=whole, **options)
     for buffer in network.buffers():
         buffer.data = buffer.data.to(device)
 

@@ -71,10 +71,15 @@ class TrainableBackbone(Backbone):
             lora.check_continued(self.network_module, self.text_modules(), path, rank, alpha)
         lora.make_trainable(self.network_module)
 
-    def train_all(self) -> None:
-        """Train every weight of the network, in float32; a frozen copy of the base stays for `reference`."""
+    def train_all(self, copy: bool = True) -> None:
+        """Train every weight of the network, in float32; a frozen copy of the base stays for `reference`.
+
+        Args:
+            copy: make it now; else `shard` does, of this process's parts.
+        """
         self.network_module.float().requires_grad_(True)
-        self._initial = {n: p.detach().clone() for n, p in self.network_module.named_parameters()}
+        if copy:
+            self._initial = {n: p.detach().clone() for n, p in self.network_module.named_parameters()}
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """See `Backbone.trainable_parameters`."""
@@ -107,7 +112,9 @@ class TrainableBackbone(Backbone):
         for name, parameter in self.network_module.named_parameters():
             parameter.data = weights[name]
 
-    def shard(self, mesh: Any, device: torch.device, blocks: Sequence[str] | None, reshard: bool) -> None:
+    def shard(
+        self, mesh: Any, device: torch.device, dtype: torch.dtype, blocks: Sequence[str] | None, reshard: bool
+    ) -> None:
         """Spread the network's weights over the processes of a mesh, and move all else to the device.
 
         Trained weights that are a LoRA's stay whole on every process; all weights, where all are trained, are split.
@@ -115,16 +122,20 @@ class TrainableBackbone(Backbone):
         Args:
             mesh: a `DeviceMesh` of all processes.
             device: this process's.
+            dtype: what the network computes in, and all its weights are gathered in where all are trained.
             blocks: names of the classes that become units; None is those that the network repeats.
             reshard: see `sharded.spread`.
+
+        Raises:
+            UserError: if no module of the network is of one of the classes.
         """
         from sdpo.backbones import sharded  # torch has it on some platforms only
 
         network: Any = self.network_module
         repeated = self.repeated_blocks or getattr(network, "_repeated_blocks", None) or network._no_split_modules or ()
         self._whole_class = type(network)
-        sharded.spread(network, mesh, device, repeated if blocks is None else blocks, reshard)
-        if self._initial is not None:
+        sharded.spread(network, mesh, device, dtype, repeated if blocks is None else blocks, reshard)
+        if not self._has_lora:
             self._initial = {n: sharded.local(p).clone() for n, p in network.named_parameters()}
         for module in self.pipeline.components.values():
             if isinstance(module, nn.Module) and module is not network:
@@ -208,7 +219,8 @@ class TrainableBackbone(Backbone):
         assert weights is not None, "every process has a part, and they were not gathered"
         with torch.device("meta"):
             whole: Any = self._whole_class.from_config(network.config)
-        whole.load_state_dict(dict(weights), assign=True)
+        buffers = {name: value for name, value in network.state_dict().items() if name not in weights}
+        whole.load_state_dict({**buffers, **weights}, assign=True)
         setattr(self.pipeline, self.component, whole)
         try:
             yield

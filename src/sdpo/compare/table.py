@@ -119,15 +119,15 @@ def _grid(comparison: Comparison, title: str, about: str, values: Sequence[Float
     decimals = _decimals(values)
     means = np.array([v.mean(axis=0) for v in values])
     rows = []
-    for group, mean, std in zip(comparison.groups, means, map(spread, values), strict=True):
-        cells = [
-            Cell(
-                number(float(m), decimals, sign=sign),
-                f"± {number(float(s), decimals)}" if math.isfinite(s) else "",
-                bool(m == top > bottom),
-            )
-            for m, s, top, bottom in zip(mean, std, means.max(axis=0), means.min(axis=0), strict=True)
-        ]
+    texts = [[number(float(m), decimals, sign=sign) for m in mean] for mean in means]
+    best = [
+        texts[top][i] if [row[i] for row in texts].count(texts[top][i]) == 1 else None  # as printed, no tie
+        for i, top in enumerate(means.argmax(axis=0))
+    ]
+    for group, shown, std in zip(comparison.groups, texts, map(spread, values), strict=True):
+        beside = [f"± {number(float(s), decimals)}" if math.isfinite(s) else "" for s in std]
+        alone = len(texts) == 1
+        cells = [Cell(t, b, t == top and not alone) for t, b, top in zip(shown, beside, best, strict=True)]
         rows.append((group.name, cells))
     return Grid(title, about, _columns(comparison), rows)
 
@@ -136,19 +136,26 @@ def _reach(comparison: Comparison, reference: Group, name: str) -> Grid:
     total = float(np.mean([e.costs["images"] for e in reference.results]))
     found = [reach(comparison, group, reference, name) for group in comparison.groups]
     columns = list(zip(*found, strict=True))
-    fewest = [min((x for x in column if x is not None), default=None) for column in columns]
+    gained = gain(comparison, reference, name).mean(axis=0) > 0
+    fewest = [
+        min((x for x in column if x is not None), default=None) if up else None
+        for column, up in zip(columns, gained, strict=True)
+    ]
     rows = []
     for group, values in zip(comparison.groups, found, strict=True):
         cells = [
-            Cell("not reached")
+            Cell("–")
+            if not up
+            else Cell("not reached")
             if x is None
             else Cell(f"{x:,.0f}", f"({x / max(total, 1):.0%})", x == best and len(found) > 1)
-            for x, best in zip(values, fewest, strict=True)
+            for x, best, up in zip(values, fewest, gained, strict=True)
         ]
         rows.append((group.name, cells))
     about = (
         f"where the mean curve first reaches the {name} of {reference.name}'s result, between evaluations on a "
         f"straight line; in brackets the share of the {total:,.0f} samples of that result"
+        + ("" if gained.all() else f"; – where {reference.name} gained nothing")
     )
     return Grid(f"Samples to reach {reference.name}'s final {name}", about, _columns(comparison), rows)
 

@@ -42,7 +42,10 @@ has_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None
 
 
 def train(model: Path, run: Path, epochs: int, settings: dict[str, Any]) -> None:
-    trainer = Trainer(micro.config(model, run, epochs=epochs, **settings))
+    settings, dtype = dict(settings), settings.get("dtype", "float32")
+    settings.pop("dtype", None)
+    config = micro.config(model, run, epochs=epochs, **settings)
+    trainer = Trainer(config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})}))
     trainer.train()
     network = list(trainer.backbone.network_module.parameters())
     held = sum(getattr(p, "_local_tensor", p).numel() for p in network) / sum(p.numel() for p in network)
@@ -143,7 +146,7 @@ def test_parts_of_unequal_size(legs: Legs) -> None:
 @both
 def test_bfloat16(legs: Legs, environment: dict[str, str]) -> None:
     """Sampling and update round alike, so that the log-ratio before the first update is 0; and something is learned."""
-    settings = {**ALL_WEIGHTS, "model": {"dtype": "bfloat16"}, "sample": {**ALL_WEIGHTS["sample"], "micro_batch": 1}}
+    settings = {**ALL_WEIGHTS, "dtype": "bfloat16", "sample": {**ALL_WEIGHTS["sample"], "micro_batch": 1}}
     run = legs.run(settings, (2, 3, environment))
     assert [row["train/on_policy_log_ratio"] for row in micro.rows(run)] == [0.0] * 3
     weights = CheckpointStore(run / "checkpoints")

@@ -98,7 +98,7 @@ def maybe_together() -> Iterator[None]:
     except RuntimeError as error:
         named = isinstance(error, torch.distributed.DistError) if torch.distributed.is_available() else False
         if named or any(sign in str(error) for sign in ("gloo", "NCCL", "Connection closed by peer")):
-            raise LostProcessError(_LOST) from error
+            raise LostProcessError(f"{_LOST} ({str(error).splitlines()[0]})") from error
         raise
 
 

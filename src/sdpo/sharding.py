@@ -86,7 +86,10 @@ def _fsdp2() -> FSDP2:
             raise UserError(f"accelerate's configuration has what sdpo does not do, {setting}")
     # Every process loads the weights itself; libraries that see this would leave those of all but the first empty.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    plugin = FullyShardedDataParallelPlugin()
+    try:
+        plugin = FullyShardedDataParallelPlugin()
+    except (ValueError, ImportError) as error:  # settings of FSDP 1 that are left, an old torch
+        raise UserError(f"accelerate's configuration of FSDP: {error}") from error
     names = plugin.transformer_cls_names_to_wrap
     blocks = () if policy == "NO_WRAP" else tuple(n.strip() for n in names) if names else None
     return FSDP2(bool(plugin.reshard_after_forward), blocks)
@@ -108,7 +111,9 @@ def _zero2(cpu: bool) -> ZeRO2:
     except ValueError as error:
         raise UserError(f"accelerate's configuration of DeepSpeed: {error}") from error
     zero = found["zero_optimization"]
-    moved = [n for n in ("offload_optimizer", "offload_param") if zero.get(n, {}).get("device") not in (None, "none")]
+    moved = [
+        n for n in ("offload_optimizer", "offload_param") if (zero.get(n) or {}).get("device") not in (None, "none")
+    ]
     refused = {
         f"zero_stage {zero.get('stage')}: it does stage 2; to spread the weights themselves use distributed_type FSDP, "
         "as examples/accelerate/fsdp2.yaml does": zero.get("stage") != 2,
@@ -116,13 +121,15 @@ def _zero2(cpu: bool) -> ZeRO2:
         "an optimizer: use train.optimizer": "optimizer" in found,
         "a scheduler: use train.lr_schedule": "scheduler" in found,
         "gradient_clipping: use train.max_grad_norm": found.get("gradient_clipping", "auto") not in ("auto", 0.0),
-        "fp16 or bf16: use model.dtype": any(found.get(n, {}).get("enabled") is True for n in ("fp16", "bf16")),
+        "another precision: use model.dtype": any(
+            (found.get(n) or {}).get("enabled") is True for n in ("fp16", "bf16", "amp", "torch_autocast")
+        ),
     }
     for setting, asked in refused.items():
         if asked:
             raise UserError(f"accelerate's configuration of DeepSpeed has what sdpo does not do, {setting}")
     known = {n: v for n, v in zero.items() if v != "auto" and not n.startswith(("offload_", "stage3_"))}
-    return ZeRO2(known)
+    return ZeRO2(known | {"compute_grad_norm": True})  # which says whether a step was left out
 
 
 def check(sharding: Sharding, config: Config, device: torch.device) -> None:
@@ -160,8 +167,10 @@ def shard(
     if isinstance(sharding, FSDP2):
         from torch.distributed.device_mesh import init_device_mesh  # torch has it on some platforms only
 
+        from sdpo.backbones.sharded import Spread
+
         mesh = init_device_mesh(device.type, (processes,))
-        backbone.shard(mesh, device, dtype, sharding.blocks, sharding.reshard_after_forward)
+        Spread(backbone, mesh, device, dtype, sharding.blocks, sharding.reshard_after_forward)
 
 
 def make_optimization(

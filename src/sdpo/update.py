@@ -227,7 +227,8 @@ class Updater:
         conditioning = epoch.embeddings.take(epoch.prompt_rows[rows][group])
         base: Tensor | None = None
         # First: a sharded network's weights, written over and back, are gathered in order only in a forward pass.
-        if self.settings.kl_weight > 0 or self.algorithm.needs_reference:
+        wanted = self.settings.kl_weight > 0 or self.algorithm.needs_reference
+        if wanted and torch.is_grad_enabled():  # not by the pass that only takes log-probabilities
             with torch.no_grad(), self.policy.backbone.reference():
                 base = self.policy.transition(epoch.denoiser, x, own, conditioning).mean
         transition = self.policy.transition(epoch.denoiser, x, own, conditioning)

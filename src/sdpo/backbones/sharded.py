@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from sdpo.backbones.training import TrainableBackbone
 from sdpo.errors import UserError
 
 
@@ -20,6 +22,7 @@ def spread(
     device: torch.device,
     dtype: torch.dtype,
     blocks: Collection[str],
+    named: bool,
     reshard_after_forward: bool,
 ) -> None:
     """Keep only this process's part of the network's weights; each unit is gathered when it is called.
@@ -32,16 +35,18 @@ def spread(
         device: this process's, where the weights go.
         dtype: what weights that are all trained, in float32, are gathered and used in; frozen ones have it already.
         blocks: names of the classes whose modules are units; what is left is one more.
+        named: whether the user gave them, and each must be there; a model's own list may have more than it uses.
         reshard_after_forward: give a unit's other parts back after its forward pass; else after its backward pass.
 
     Raises:
-        UserError: if there are names, and no module is of such a class.
+        UserError: if no module is of a class that was named.
     """
     units = [m for m in network.modules() if m is not network and type(m).__name__ in blocks]
-    if blocks and not units:
+    missing = set(blocks) - {type(m).__name__ for m in units}
+    if named and missing:
         there = ", ".join(sorted({type(m).__name__ for m in network.modules() if any(m.children())}))
         raise UserError(
-            f"accelerate's configuration wraps {', '.join(blocks)}, which the network does not have: {there}"
+            f"accelerate's configuration wraps {', '.join(sorted(missing))}, which the network does not have: {there}"
         )
     trained = {p for p in network.parameters() if p.requires_grad}
     whole = trained if len(trained) < len(list(network.parameters())) else set[nn.Parameter]()
@@ -58,6 +63,79 @@ def spread(
         fully_shard(module, ignored_params=whole, **options)
     for buffer in network.buffers():
         buffer.data = buffer.data.to(device)
+
+
+class Spread:
+    """A backbone whose network is spread over processes, and what takes more care there than it does elsewhere.
+
+    Making it spreads the network and moves all else of the pipeline to the device.
+
+    Args:
+        backbone: ready to train, in main memory.
+        mesh: of all processes.
+        device: this process's.
+        dtype: what the network computes in.
+        blocks: names of the classes that become units; None is those that the network repeats.
+        reshard_after_forward: see `spread`.
+
+    Raises:
+        UserError: see `spread`.
+    """
+
+    def __init__(
+        self,
+        backbone: TrainableBackbone,
+        mesh: DeviceMesh,
+        device: torch.device,
+        dtype: torch.dtype,
+        blocks: Collection[str] | None,
+        reshard_after_forward: bool,
+    ) -> None:
+        network: Any = backbone.network_module
+        self.network = network
+        self._class = type(network)
+        repeated = backbone.repeated_blocks or getattr(network, "_repeated_blocks", None) or network._no_split_modules
+        own = repeated or ()
+        spread(
+            network, mesh, device, dtype, own if blocks is None else blocks, blocks is not None, reshard_after_forward
+        )
+        self._initial = {} if backbone.has_lora else {n: local(p).clone() for n, p in network.named_parameters()}
+        for module in backbone.pipeline.components.values():
+            if isinstance(module, nn.Module) and module is not network:
+                module.to(device)
+        backbone.device, backbone.is_sharded, backbone.spread = device, True, self
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """The base model where all weights are trained and split: the parts are written over, and back."""
+        forget_gathered(self.network)
+        parts = {n: local(p) for n, p in self.network.named_parameters()}
+        trained = {n: part.clone() for n, part in parts.items()}
+
+        def write(values: dict[str, Tensor]) -> None:
+            with torch.no_grad():
+                for name, part in parts.items():
+                    part.copy_(values[name])
+            forget_gathered(self.network)
+
+        write(self._initial)
+        try:
+            yield
+        finally:
+            write(trained)
+
+    @contextlib.contextmanager
+    def whole(self, pipeline: Any, component: str, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """A context in which the pipeline's network is whole; `weights` are its gathered ones."""
+        with torch.device("meta"):
+            whole: Any = self._class.from_config(self.network.config)
+        buffers = {name: value for name, value in self.network.state_dict().items() if name not in weights}
+        whole.load_state_dict({**buffers, **weights}, assign=True)
+        setattr(pipeline, component, whole)
+        try:
+            yield
+        finally:
+            setattr(pipeline, component, self.network)
 
 
 def local(parameter: nn.Parameter) -> Tensor:

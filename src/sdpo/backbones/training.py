@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,6 +16,9 @@ from sdpo.backbones import lora
 from sdpo.backbones.base import Backbone
 from sdpo.backbones.quantize import quantize
 from sdpo.errors import UserError
+
+if TYPE_CHECKING:
+    from sdpo.backbones.sharded import Spread  # torch has it on some platforms only
 
 
 class TrainableBackbone(Backbone):
@@ -27,6 +30,7 @@ class TrainableBackbone(Backbone):
         text_encoders: its text encoders; a model may lack some.
         lora_targets: suffixes of the modules that a LoRA is put on unless the user names others.
         repeated_blocks: classes that torch.compile takes, one by one; empty: those that the network names itself.
+        spread: the network as processes share it, where they do.
     """
 
     component: ClassVar[str] = "transformer"
@@ -38,6 +42,7 @@ class TrainableBackbone(Backbone):
         self.pipeline = pipeline
         self.network_module: nn.Module = getattr(pipeline, self.component)
         self._initial: dict[str, Tensor] | None = None  # a copy of the base weights when all are trained
+        self.spread: Spread | None = None
 
     def text_modules(self) -> list[nn.Module]:
         """The text encoders that there are."""
@@ -72,11 +77,7 @@ class TrainableBackbone(Backbone):
         lora.make_trainable(self.network_module)
 
     def train_all(self, copy: bool = True) -> None:
-        """Train every weight of the network, in float32; a frozen copy of the base stays for `reference`.
-
-        Args:
-            copy: make it now; else `shard` does, of this process's parts.
-        """
+        """Train every weight of the network, in float32; `copy` the base's for `reference`, unless `Spread` does."""
         self.network_module.float().requires_grad_(True)
         if copy:
             self._initial = {n: p.detach().clone() for n, p in self.network_module.named_parameters()}
@@ -89,8 +90,8 @@ class TrainableBackbone(Backbone):
     def reference(self) -> Iterator[None]:
         """See `Backbone.reference`."""
         network: Any = self.network_module
-        if self._initial is not None and self.is_sharded:
-            with self._reference_of_parts(self._initial):
+        if self.spread is not None and not self.has_lora:
+            with self.spread.reference():
                 yield
         elif self._initial is not None:
             trained = {n: p.data for n, p in network.named_parameters()}
@@ -99,7 +100,7 @@ class TrainableBackbone(Backbone):
                 yield
             finally:
                 self._set(trained)
-        elif self._has_lora:
+        elif self.has_lora:
             network.disable_adapters()
             try:
                 yield
@@ -112,60 +113,9 @@ class TrainableBackbone(Backbone):
         for name, parameter in self.network_module.named_parameters():
             parameter.data = weights[name]
 
-    def shard(
-        self, mesh: Any, device: torch.device, dtype: torch.dtype, blocks: Sequence[str] | None, reshard: bool
-    ) -> None:
-        """Spread the network's weights over the processes of a mesh, and move all else to the device.
-
-        Trained weights that are a LoRA's stay whole on every process; all weights, where all are trained, are split.
-
-        Args:
-            mesh: a `DeviceMesh` of all processes.
-            device: this process's.
-            dtype: what the network computes in, and all its weights are gathered in where all are trained.
-            blocks: names of the classes that become units; None is those that the network repeats.
-            reshard: see `sharded.spread`.
-
-        Raises:
-            UserError: if no module of the network is of one of the classes.
-        """
-        from sdpo.backbones import sharded  # torch has it on some platforms only
-
-        network: Any = self.network_module
-        repeated = self.repeated_blocks or getattr(network, "_repeated_blocks", None) or network._no_split_modules or ()
-        self._whole_class = type(network)
-        sharded.spread(network, mesh, device, dtype, repeated if blocks is None else blocks, reshard)
-        if not self._has_lora:
-            self._initial = {n: sharded.local(p).clone() for n, p in network.named_parameters()}
-        for module in self.pipeline.components.values():
-            if isinstance(module, nn.Module) and module is not network:
-                module.to(device)
-        self.device, self.is_sharded = device, True
-
-    @contextlib.contextmanager
-    def _reference_of_parts(self, initial: dict[str, Tensor]) -> Iterator[None]:
-        """The base model where all weights are trained and split: the parts are written over, and back."""
-        from sdpo.backbones import sharded
-
-        network = self.network_module
-        sharded.forget_gathered(network)
-        parts = {n: sharded.local(p) for n, p in network.named_parameters()}
-        trained = {n: part.clone() for n, part in parts.items()}
-
-        def write(values: dict[str, Tensor]) -> None:
-            with torch.no_grad():
-                for name, part in parts.items():
-                    part.copy_(values[name])
-            sharded.forget_gathered(network)
-
-        write(initial)
-        try:
-            yield
-        finally:
-            write(trained)
-
     @property
-    def _has_lora(self) -> bool:
+    def has_lora(self) -> bool:
+        """Whether a LoRA is on the network."""
         return lora.ADAPTER in getattr(self.network_module, "peft_config", {})
 
     def checkpoint_activations(self) -> None:
@@ -198,34 +148,18 @@ class TrainableBackbone(Backbone):
     def save(self, run_dir: Path, weights: Mapping[str, Tensor] | None = None) -> Path:
         """Write the trained weights for use elsewhere, `lora/` or a whole pipeline in `model/`; returns the folder.
 
-        Args:
-            run_dir: where.
-            weights: the trained ones, whole; needed where all are trained and split.
+        Where all weights are trained and split, `weights` are the gathered ones.
         """
-        if self._has_lora:
+        if self.has_lora:
             folder = run_dir / "lora"
             lora.save(self.pipeline, self.component, folder)
         else:
             folder = run_dir / "model"
-            with self._whole_network(weights) if self.is_sharded else contextlib.nullcontext():
+            whole = self.spread.whole(self.pipeline, self.component, weights or {}) if self.spread else None
+            with whole or contextlib.nullcontext():
                 self.pipeline.save_pretrained(folder, safe_serialization=True)
         _open_to_others(folder)
         return folder
-
-    @contextlib.contextmanager
-    def _whole_network(self, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
-        """A context in which the pipeline has a network that is not spread."""
-        network: Any = self.network_module
-        assert weights is not None, "every process has a part, and they were not gathered"
-        with torch.device("meta"):
-            whole: Any = self._whole_class.from_config(network.config)
-        buffers = {name: value for name, value in network.state_dict().items() if name not in weights}
-        whole.load_state_dict({**buffers, **weights}, assign=True)
-        setattr(self.pipeline, self.component, whole)
-        try:
-            yield
-        finally:
-            setattr(self.pipeline, self.component, network)
 
     def save_comfyui(self, lora_file: Path, target: Path) -> None:
         """Write the LoRA that is attached once more, under the names that ComfyUI reads.
@@ -250,7 +184,7 @@ class TrainableBackbone(Backbone):
             folder: new.
             dtype: of all weights that are written.
         """
-        if self._has_lora:
+        if self.has_lora:
             lora.merge(self.pipeline)
         self.pipeline.to(dtype=dtype).save_pretrained(folder, safe_serialization=True)
         _open_to_others(folder)

@@ -14,7 +14,28 @@ from sdpo.finite import Watch
 from sdpo.optimization import Make, Optimization
 
 
-class ShardedOptimization(Optimization):
+class SharedOptimization(Optimization):
+    """Of which each process holds a part: what a run needs to go on is gathered, and kept by the main process.
+
+    Args:
+        main: whether this process is that one.
+        parameters: see `Optimization`, as the rest.
+        make: see there.
+        options: see there.
+    """
+
+    collective = True
+
+    def __init__(self, main: bool, parameters: Mapping[str, nn.Parameter], make: Make, **options: Any) -> None:
+        self.main = main
+        super().__init__(parameters, make, **options)
+
+    def _kept(self, whole: Tensor) -> Tensor | None:
+        """What has been gathered, in main memory; None on the other processes."""
+        return whole.cpu() if self.main else None
+
+
+class ShardedOptimization(SharedOptimization):
     """Of weights that FSDP2 has spread: each process steps its part of every one.
 
     The optimizer is given plain tensors, the parts; the gradients that FSDP2 has averaged are handed to them.
@@ -22,13 +43,11 @@ class ShardedOptimization(Optimization):
     Args:
         network: whose weights they are.
         processes: how many.
-        main: whether this process keeps what is gathered, to write it.
-        parameters: see `Optimization`, as the rest.
+        main: see `SharedOptimization`, as the rest.
+        parameters: see there.
         make: see there.
         options: see there.
     """
-
-    collective = True
 
     def __init__(
         self,
@@ -41,8 +60,7 @@ class ShardedOptimization(Optimization):
     ) -> None:
         self.network = network
         self.processes = processes
-        self.main = main
-        super().__init__(parameters, make, **options)
+        super().__init__(main, parameters, make, **options)
 
     def backward(self, loss: Tensor, watch: Watch, last: bool) -> None:
         """See `Optimization.backward`; gradients are averaged while they come."""
@@ -67,27 +85,22 @@ class ShardedOptimization(Optimization):
         return [nn.Parameter(sharded.local(p).detach()) for p in self.parameters]
 
     def _whole(self, tensors: list[Any]) -> dict[str, Tensor]:
-        found = {}
-        for name, parameter, tensor in zip(self.names, self.parameters, tensors, strict=True):
-            whole = sharded.gathered(tensor.detach(), parameter)
-            if self.main:
-                found[name] = whole.cpu()
-        return found
+        whole = [self._gathered(tensor.detach(), p) for tensor, p in zip(tensors, self.parameters, strict=True)]
+        return {name: tensor for name, tensor in zip(self.names, whole, strict=True) if tensor is not None}
 
     def _put(self, whole: Mapping[str, Tensor], tensors: list[Any]) -> None:
         for name, parameter, tensor in zip(self.names, self.parameters, tensors, strict=True):
             tensor.copy_(sharded.part_of(whole[name], parameter))
 
     def _optimizer_state(self) -> dict[str, Any]:
-        def whole(part: Tensor, parameter: nn.Parameter) -> Tensor | None:
-            found = sharded.gathered(part, parameter)
-            return found.cpu() if self.main else None
-
         state = self.optimizer.state_dict()
-        return {**state, "state": self._each(state["state"], whole)}
+        return {**state, "state": self._each(state["state"], self._gathered)}
 
     def _load_optimizer_state(self, state: dict[str, Any]) -> None:
         super()._load_optimizer_state({**state, "state": self._each(state["state"], sharded.part_of)})
+
+    def _gathered(self, part: Tensor, parameter: nn.Parameter) -> Tensor | None:
+        return self._kept(sharded.gathered(part, parameter))
 
     def _each(self, state: dict[int, Any], change: Callable[[Tensor, nn.Parameter], Tensor | None]) -> dict[int, Any]:
         """The state of an optimizer with its moments changed; the count of steps is no moment."""
@@ -101,7 +114,7 @@ class ShardedOptimization(Optimization):
         sharded.forget_gathered(self.network)
 
 
-class ZeROOptimization(Optimization):
+class ZeROOptimization(SharedOptimization):
     """DeepSpeed's ZeRO-2 (Rajbhandari et al. 2020, arXiv 1910.02054): gradients and moments are split, weights are not.
 
     DeepSpeed's engine owns the trained weights alone. It averages and splits gradients while they come, clips, steps,
@@ -109,13 +122,12 @@ class ZeROOptimization(Optimization):
 
     Args:
         settings: DeepSpeed's section `zero_optimization`.
-        main: whether this process keeps what is gathered, to write it.
-        parameters: see `Optimization`, as the rest.
+        main: see `SharedOptimization`, as the rest.
+        parameters: see there.
         make: see there.
         options: see there.
     """
 
-    collective = True
     _MOMENTS = ("exp_avg", "exp_avg_sq")
 
     def __init__(
@@ -129,10 +141,9 @@ class ZeROOptimization(Optimization):
         for parameter in parameters.values():
             # DeepSpeed lays them out in one buffer; `contiguous()` would leave kernels of 1 × 1 in channels-last order.
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
-        super().__init__(parameters, make, **options)
+        super().__init__(main, parameters, make, **options)
         import deepspeed
 
-        self.main = main
         self._utils = deepspeed.utils
         config = {
             "train_micro_batch_size_per_gpu": 1,
@@ -177,8 +188,7 @@ class ZeROOptimization(Optimization):
         for i, parameter in enumerate(self.parameters if found is not None else []):
             moments = {}
             for name in self._MOMENTS:
-                whole = self._utils.safe_get_full_optimizer_state(parameter, name)
-                moments[name] = whole.cpu() if self.main else None
+                moments[name] = self._kept(self._utils.safe_get_full_optimizer_state(parameter, name))
             state[i] = {"step": found["step"].clone(), **moments}  # type: ignore[index]
         (group,) = self.optimizer.state_dict()["param_groups"]
         return {"state": state, "param_groups": [{**group, "params": list(range(len(self.parameters)))}]}

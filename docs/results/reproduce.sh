@@ -41,5 +41,6 @@ compare() {
 compare algorithms sdpo,ddpo,d3po,rebel,prdp,grpo
 keep $out $here/algorithms compare_queries.png compare_evaluations.png comparison.html
 compare groups-of-12 sdpo-12,ddpo-12,d3po-12,rebel-12,prdp-12,grpo --reach sdpo-12
+compare ablations sdpo-12,final-reward,exact-dense-rewards,no-temporal-weights,no-step-shuffle,prompt-normalizer,no-shared-noise --reach sdpo-12
 compare beyond sdpo,fresh-pairs,fresh-pairs-large-batches --reach sdpo
 keep_runs $out $here/runs

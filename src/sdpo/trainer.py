@@ -86,9 +86,10 @@ class Trainer:
         self.lock = RunLock(self.run_dir) if self.processes.is_main else contextlib.nullcontext()
         with self.lock:  # who has it is told now, not when the models are loaded
             build.check_format(self.run_dir)
-        place = torch.device("cpu") if isinstance(self.sharding, sharding.FSDP2) else device
+        spreads = isinstance(self.sharding, sharding.FSDP2)
+        place = torch.device("cpu") if spreads else device
         self.backbone = build.build_backbone(config, device, pipeline, place)
-        build.prepare_training(self.backbone, config, isinstance(self.sharding, sharding.FSDP2))
+        build.prepare_training(self.backbone, config, spreads)
         dtype = build.compute_dtype(config, device)
         sharding.shard(self.backbone, self.sharding, device, dtype, self.processes.count)
         self.denoiser = build.build_denoiser(config, self.backbone)

@@ -33,14 +33,10 @@ def test_the_script_makes_what_is_kept() -> None:
 
 @pytest.mark.parametrize("folder", [*COMPARED, "learning-rates"])
 def test_the_tables_follow_from_the_runs(tmp_path: Path, folder: str) -> None:
-    if folder == "learning-rates":
-        words = [f"{name}={RESULTS / folder / 'runs' / f'{name}-seed41'}" for name in grid()]
-        reach = None
-    else:
-        names, *option = COMPARED[folder]
-        words = [f"{name}={RESULTS / 'runs' / f'{name}-seed{seed}'}" for seed in SEEDS for name in names.split(",")]
-        reach = option[1] if option else None
-    compare_directories(words, tmp_path, reach=reach)
+    names, *option = COMPARED.get(folder, [",".join(grid())])
+    runs, seeds = (RESULTS / "runs", SEEDS) if folder in COMPARED else (RESULTS / folder / "runs", (41,))
+    words = [f"{name}={runs / f'{name}-seed{seed}'}" for seed in seeds for name in names.split(",")]
+    compare_directories(words, tmp_path, reach=option[1] if option else None)
     for file in ("comparison.md", "comparison.csv"):
         assert (tmp_path / file).read_text() == (RESULTS / folder / file).read_text(), file
 

@@ -22,7 +22,6 @@ def spread(
     device: torch.device,
     dtype: torch.dtype,
     blocks: Collection[str],
-    named: bool,
     reshard_after_forward: bool,
 ) -> None:
     """Keep only this process's part of the network's weights; each unit is gathered when it is called.
@@ -35,19 +34,9 @@ def spread(
         device: this process's, where the weights go.
         dtype: what weights that are all trained, in float32, are gathered and used in; frozen ones have it already.
         blocks: names of the classes whose modules are units; what is left is one more.
-        named: whether the user gave them, and each must be there; a model's own list may have more than it uses.
         reshard_after_forward: give a unit's other parts back after its forward pass; else after its backward pass.
-
-    Raises:
-        UserError: if no module is of a class that was named.
     """
     units = [m for m in network.modules() if m is not network and type(m).__name__ in blocks]
-    missing = set(blocks) - {type(m).__name__ for m in units}
-    if named and missing:
-        there = ", ".join(sorted({type(m).__name__ for m in network.modules() if any(m.children())}))
-        raise UserError(
-            f"accelerate's configuration wraps {', '.join(sorted(missing))}, which the network does not have: {there}"
-        )
     trained = {p for p in network.parameters() if p.requires_grad}
     whole = trained if len(trained) < len(list(network.parameters())) else set[nn.Parameter]()
     for parameter in network.parameters():
@@ -65,6 +54,20 @@ def spread(
         buffer.data = buffer.data.to(device)
 
 
+def check_blocks(network: nn.Module, named: Collection[str]) -> None:
+    """Each class that the user names must be there; a model's own list may have more than it uses.
+
+    Raises:
+        UserError: if no module is of such a class.
+    """
+    missing = set(named) - {type(m).__name__ for m in network.modules() if m is not network}
+    if missing:
+        there = ", ".join(sorted({type(m).__name__ for m in network.modules() if any(m.children())}))
+        raise UserError(
+            f"accelerate's configuration wraps {', '.join(sorted(missing))}, which the network does not have: {there}"
+        )
+
+
 class Spread:
     """A backbone whose network is spread over processes, and what takes more care there than it does elsewhere.
 
@@ -79,7 +82,7 @@ class Spread:
         reshard_after_forward: see `spread`.
 
     Raises:
-        UserError: see `spread`.
+        UserError: see `check_blocks`.
     """
 
     def __init__(
@@ -94,11 +97,12 @@ class Spread:
         network: Any = backbone.network_module
         self.network = network
         self._class = type(network)
-        repeated = backbone.repeated_blocks or getattr(network, "_repeated_blocks", None) or network._no_split_modules
-        own = repeated or ()
-        spread(
-            network, mesh, device, dtype, own if blocks is None else blocks, blocks is not None, reshard_after_forward
-        )
+        if blocks is None:
+            own = backbone.repeated_blocks or getattr(network, "_repeated_blocks", None) or network._no_split_modules
+            blocks = own or ()
+        else:
+            check_blocks(network, blocks)
+        spread(network, mesh, device, dtype, blocks, reshard_after_forward)
         self._initial = {} if backbone.has_lora else {n: local(p).clone() for n, p in network.named_parameters()}
         for module in backbone.pipeline.components.values():
             if isinstance(module, nn.Module) and module is not network:

@@ -12,7 +12,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test may look for a network
 
-from sdpo.cli import main
+from sdpo.cli.main import main
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -20,7 +20,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A StableDiffusionPipeline of random weights on disk, with the embedded model's tokenizer."""
-    from pipelines import write_pipeline
+    from helpers.pipelines import write_pipeline
 
     return write_pipeline("StableDiffusionPipeline", tmp_path_factory.mktemp("model") / "tiny")
 
@@ -28,7 +28,7 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pipeline_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Pipelines of random weights on disk by class name, each written when it is first asked for."""
-    from pipelines import write_pipeline
+    from helpers.pipelines import write_pipeline
 
     written: dict[str, Path] = {}
 

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sdpo import Config, embedded
 from sdpo.backbones import load_backbone
-from sdpo.bench import bench
+from sdpo.commands.bench import bench
 
 DTYPE = torch.bfloat16
 

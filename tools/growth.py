@@ -69,7 +69,7 @@ class Slow:
 ROW = """
 import dataclasses, json, sys
 from sdpo import Config
-from sdpo.bench import bench
+from sdpo.commands.bench import bench
 found = bench(Config.load("emoji", sys.argv[2:]), int(sys.argv[1]), bare=False)
 print(json.dumps(dataclasses.asdict(found)))
 """

@@ -9,7 +9,7 @@ __all__ = ["Config", "Trainer", "UserError", "__version__", "embedded"]
 
 if TYPE_CHECKING:
     from sdpo.backbones import embedded
-    from sdpo.config import Config
+    from sdpo.config.schema import Config
     from sdpo.errors import UserError
     from sdpo.trainer import Trainer
 
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     homes = {
-        "Config": "sdpo.config",
+        "Config": "sdpo.config.schema",
         "Trainer": "sdpo.trainer",
         "UserError": "sdpo.errors",
         "embedded": "sdpo.backbones",

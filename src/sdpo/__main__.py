@@ -2,6 +2,6 @@
 
 import sys
 
-from sdpo.cli import main
+from sdpo.cli.main import main
 
 sys.exit(main())

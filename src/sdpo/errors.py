@@ -26,3 +26,9 @@ def nearest(name: str, known: Collection[str]) -> str:
     """The end of a message about an unknown name: the nearest known one, or all of them."""
     found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {found[0]!r}?)" if found else f" (known: {', '.join(sorted(known))})"
+
+
+def cause(error: BaseException) -> str:
+    """The first line of another library's error, or the error's type where its message is empty."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -16,27 +16,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo import build, seeds, sharding
-from sdpo.checkpoint import Checkpoint, CheckpointStore
-from sdpo.config import Config, check_same_run
+from sdpo.assembly import build
+from sdpo.config.schema import Config, check_same_run
+from sdpo.distributed import launch as sharding
+from sdpo.distributed.processes import Processes, maybe_together
 from sdpo.errors import DivergenceError, UserError
-from sdpo.evaluation import Evaluation, discard_after, evaluate, read_scores, weighted_gain, write_evaluation
-from sdpo.files import WRITE_ERRORS, replace_folder, write_whole
-from sdpo.finished import RESULT, Result
-from sdpo.finite import not_finite
-from sdpo.guard import Guard, Stop, check_rules
-from sdpo.interrupt import Interruptions, Terminated
-from sdpo.lock import RunLock
-from sdpo.policy import Policy
-from sdpo.processes import Processes, maybe_together
+from sdpo.evaluation.evaluate import Evaluation, discard_after, evaluate, read_scores, weighted_gain, write_evaluation
+from sdpo.evaluation.stopping import Guard, Stop, check_rules
+from sdpo.loop.divergence import not_finite
+from sdpo.loop.policy import Policy
+from sdpo.loop.reward_mix import RewardMix
+from sdpo.loop.rollout import rollout
+from sdpo.loop.scoring import Scorer, Scores
+from sdpo.method import seeds
+from sdpo.method.credit import discounted_returns, future_returns
+from sdpo.method.types import Trajectories
 from sdpo.prompts import Prompt, load_prompts
 from sdpo.report import write_report
-from sdpo.returns import discounted_returns, future_returns
 from sdpo.rewards import Reward, check_reward_name
-from sdpo.sampler import rollout
-from sdpo.scoring import RewardMix, Scorer, Scores
-from sdpo.tracking import MetricsFile, ProgressBar, Trackers
-from sdpo.types import Trajectories
+from sdpo.run.checkpoint import Checkpoint, CheckpointStore
+from sdpo.run.metrics import MetricsFile
+from sdpo.run.progress import ProgressBar
+from sdpo.run.result import RESULT, Result
+from sdpo.run.trackers import Trackers
+from sdpo.system.durable import WRITE_ERRORS, replace_folder, write_whole
+from sdpo.system.interrupt import Interruptions, Terminated
+from sdpo.system.lock import RunLock
 
 
 class Trainer:

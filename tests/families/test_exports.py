@@ -14,13 +14,13 @@ import pytest
 import torch
 from conftest import Run
 from diffusers import DiffusionPipeline
-from flow_pipelines import SIDE
+from helpers.flow_pipelines import SIDE
+from helpers.pipelines import PIPELINES
 from huggingface_hub import HfApi, ModelCard
 from PIL import Image
-from pipelines import PIPELINES
 from safetensors.torch import load_file
 
-from sdpo.export import _new_folder
+from sdpo.commands.export import _new_folder
 
 GUIDANCE = {"SanaSprintPipeline": 4.5, "LatentConsistencyModelPipeline": 2.0}
 LORA = "pytorch_lora_weights.safetensors"

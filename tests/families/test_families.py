@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from common import PROMPTS, replayed, trajectories, wrapped
 from diffusers import LCMScheduler
-from flow_pipelines import FLOW_PIPELINES
-from pipelines import PIPELINES, latent_consistency, stable_diffusion
+from helpers.families import PROMPTS, replayed, trajectories, wrapped
+from helpers.flow_pipelines import FLOW_PIPELINES
+from helpers.pipelines import PIPELINES, latent_consistency, stable_diffusion
 from torch import Tensor, nn
 
 from sdpo.backbones import PipelineBackbone
 from sdpo.errors import UserError
-from sdpo.policy import Policy, PromptEmbeddings
+from sdpo.loop.policy import Policy, PromptEmbeddings
+from sdpo.loop.rollout import rollout
 from sdpo.prompts import Prompt
-from sdpo.sampler import rollout
 
 
 def on_lcm() -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from conftest import Run
-from flow_pipelines import FLOW_PIPELINES
-from pipelines import PIPELINES
+from helpers.flow_pipelines import FLOW_PIPELINES
+from helpers.pipelines import PIPELINES
 from test_runs import SD_LCM, Pipelines, overrides
 
 

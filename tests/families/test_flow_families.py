@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from common import check_parity, own_call, trajectories, wrapped
-from flow_pipelines import FLOW_PIPELINES, flux, flux2_klein, stable_diffusion_3, z_image
+from helpers.families import check_parity, own_call, trajectories, wrapped
+from helpers.flow_pipelines import FLOW_PIPELINES, flux, flux2_klein, stable_diffusion_3, z_image
 
 from sdpo.errors import UserError
-from sdpo.policy import Policy
+from sdpo.loop.policy import Policy
 
 
 def karras() -> Any:

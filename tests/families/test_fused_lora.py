@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from common import wrapped
 from conftest import Run
 from diffusers import DiffusionPipeline
 from diffusers.utils import convert_state_dict_to_kohya
-from flow_pipelines import SIDE
+from helpers.families import wrapped
+from helpers.flow_pipelines import SIDE
+from helpers.pipelines import PIPELINES
 from PIL import Image
-from pipelines import PIPELINES
 from safetensors.torch import load_file, save_file
 from test_runs import Pipelines, image_of, loaded, on_disk, overrides, rows, succeeded
 from torch import Tensor, nn

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Run
-from flow_pipelines import autoencoder
-from pipelines import stable_diffusion
+from helpers.flow_pipelines import autoencoder
+from helpers.pipelines import stable_diffusion
 from safetensors.torch import load_file
 
 from sdpo.backbones import wrap_pipeline

@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import Run
 from diffusers import DiffusionPipeline, LCMScheduler
-from flow_pipelines import FLOW_PIPELINES, SIDE
+from helpers.flow_pipelines import FLOW_PIPELINES, SIDE
+from helpers.pipelines import PIPELINES
 from PIL import Image
-from pipelines import PIPELINES
 from safetensors.torch import load_file
 
 from sdpo.backbones import PipelineBackbone, wrap_pipeline

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from common import PROMPTS, check_parity, trajectories, wrapped
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -15,11 +14,12 @@ from diffusers import (
     EulerDiscreteScheduler,
     LCMScheduler,
 )
-from pipelines import latent_consistency, stable_diffusion, stable_diffusion_xl
+from helpers.families import PROMPTS, check_parity, trajectories, wrapped
+from helpers.pipelines import latent_consistency, stable_diffusion, stable_diffusion_xl
 
 from sdpo.backbones import wrap_pipeline
 from sdpo.errors import UserError
-from sdpo.policy import Policy
+from sdpo.loop.policy import Policy
 
 NOISE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Run
-from mutations import contents, damage, time_limit, unsettle
+from helpers.mutations import contents, damage, time_limit, unsettle
 
 from sdpo import Config
-from sdpo.config import PRESETS
+from sdpo.config.schema import PRESETS
 
 TEXT = (PRESETS / "emoji.yaml").read_bytes()
 HOSTILE = [

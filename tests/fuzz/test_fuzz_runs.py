@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Run
-from mutations import contents, damage, time_limit
+from helpers.mutations import contents, damage, time_limit
 from safetensors.torch import load_file
 
 RESULT = "lora/pytorch_lora_weights.safetensors"

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import micro
+from helpers import small_run as micro
 
 from sdpo import Trainer
 

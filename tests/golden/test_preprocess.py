@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpo.rewards.pixels import MEAN, STD, Fit, model_pixels
+from sdpo.rewards.models.pixels import MEAN, STD, Fit, model_pixels
 
 GOLDEN = np.load(Path(__file__).parent / "preprocess.npz")
 NAMES = sorted(key.removeprefix("image/") for key in GOLDEN.files if key.startswith("image/"))

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sdpo.errors import UserError
-from sdpo.rewards import hpsv2, imagereward
+from sdpo.rewards.models import hpsv2, imagereward
 
 
 def golden(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpo.advantages import StepwiseNormalizer
-from sdpo.algorithms import sdpo_loss
-from sdpo.denoisers import DDIM
-from sdpo.dense import anchor_steps, query_steps, similarity, spread_rewards
-from sdpo.gaussian import log_prob
-from sdpo.returns import discounted_returns
+from sdpo.method.advantages import StepwiseNormalizer
+from sdpo.method.algorithms import sdpo_loss
+from sdpo.method.credit import discounted_returns
+from sdpo.method.denoisers import DDIM
+from sdpo.method.dense_rewards import anchor_steps, query_steps, similarity, spread_rewards
+from sdpo.method.gaussian import log_prob
 
 GOLDEN = np.load(Path(__file__).parent / "sdpo_steps.npz")
 STEPS = [1, 2, 4, 8, 50]

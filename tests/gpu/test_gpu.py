@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from sdpo import Config, Trainer, sampler
-from sdpo.update import Updater
+from sdpo import Config, Trainer
+from sdpo.loop import rollout as sampler
+from sdpo.loop.policy_update import Updater
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import Run
 
-from sdpo.bench import Phases
+from sdpo.commands.bench import Phases
 
 
 def test_phases_count_their_own_time_alone() -> None:

@@ -15,9 +15,9 @@ import torch
 from conftest import Run
 
 from sdpo import Config, Trainer
-from sdpo.algorithms import ALGORITHMS
-from sdpo.compare.execute import train_missing
-from sdpo.compare.plan import plan_runs
+from sdpo.commands.compare.execute import train_missing
+from sdpo.commands.compare.plan import plan_runs
+from sdpo.method.algorithms import ALGORITHMS
 
 VARIANTS = """
 grpo: {algorithm: {branches: 4}, sample: {prompts_per_epoch: 4}, train: {batch_size: 2}}
@@ -154,7 +154,7 @@ def test_an_interrupt_ends_the_processes(
         raise KeyboardInterrupt
 
     fake = SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL)
-    monkeypatch.setattr("sdpo.compare.execute.subprocess", fake)
-    monkeypatch.setattr("sdpo.compare.execute.time", SimpleNamespace(sleep=interrupt))
+    monkeypatch.setattr("sdpo.commands.compare.execute.subprocess", fake)
+    monkeypatch.setattr("sdpo.commands.compare.execute.time", SimpleNamespace(sleep=interrupt))
     assert sdpo(*command, "sdpo,ddpo,rebel", "--output-dir", "out", "--processes", "2").returncode == 130
     assert len(started) == 2 and all(process.poll() is not None for process in started)

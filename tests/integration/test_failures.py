@@ -99,7 +99,7 @@ def test_buffer_that_never_reaches_its_count(sdpo: Run, command: list[str]) -> N
     failed(sdpo(*command, "advantage={buffer_size: 8, min_count: 16}"), "min_count (16)")
 
 
-@pytest.mark.parametrize("place", ["sdpo.tracking.MetricsFile.append", "sdpo.trainer.write_evaluation"])
+@pytest.mark.parametrize("place", ["sdpo.run.metrics.MetricsFile.append", "sdpo.trainer.write_evaluation"])
 def test_a_full_disk(sdpo: Run, command: list[str], monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
@@ -116,7 +116,7 @@ def test_memory_that_runs_out_names_what_to_turn(
     def out_of_memory(*arguments: object) -> None:
         raise torch.OutOfMemoryError("tried to allocate 3 GiB")
 
-    monkeypatch.setattr("sdpo.update.Updater.run", out_of_memory)
+    monkeypatch.setattr("sdpo.loop.policy_update.Updater.run", out_of_memory)
     failed(sdpo(*command), "3 GiB", "train.micro_batch", "scoring.offload")
 
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import Run
 from safetensors.torch import load_file
 
-from sdpo.evaluation import Evaluation
+from sdpo.evaluation.evaluate import Evaluation
 
 
 def rows(run: Path) -> list[dict[str, Any]]:

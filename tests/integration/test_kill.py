@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import forked
-import micro
 import pytest
+from helpers import forked_processes as forked
+from helpers import small_run as micro
 
-from sdpo import Trainer, cli
-from sdpo.checkpoint import CheckpointStore
+from sdpo import Trainer
+from sdpo.cli.main import main as cli
+from sdpo.run.checkpoint import CheckpointStore
 
 EPOCHS = 12
 SETTINGS: dict[str, Any] = dict(epochs=EPOCHS, checkpoint={"every": 2, "keep_last": 2, "keep_best": 1})

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import micro
 import pytest
 import torch
-from launched import ended, launch
+from helpers import small_run as micro
+from helpers.launched_processes import ended, launch
 
-from sdpo import Config, Trainer, cli
-from sdpo.build import check_processes
+from sdpo import Config, Trainer
+from sdpo.assembly.build import check_processes
+from sdpo.cli.main import main as cli
 from sdpo.errors import UserError
 
 SETTINGS: dict[str, Any] = dict(sample={"prompts_per_epoch": 16}, train={"batch_size": 8}, evaluate={"every": 2})

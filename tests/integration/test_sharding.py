@@ -11,17 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import micro
 import pytest
 import torch
 from conftest import Run
 from diffusers import DiffusionPipeline
-from launched import ended, launch
+from helpers import small_run as micro
+from helpers.launched_processes import ended, launch
 
-from sdpo import Config, Trainer, cli, sharding
-from sdpo.checkpoint import Checkpoint, CheckpointStore
+from sdpo import Config, Trainer
+from sdpo.cli.main import main as cli
+from sdpo.distributed import launch as sharding
 from sdpo.errors import UserError
-from sdpo.policy import Policy
+from sdpo.loop.policy import Policy
+from sdpo.run.checkpoint import Checkpoint, CheckpointStore
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}

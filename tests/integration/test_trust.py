@@ -10,17 +10,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import forked
-import micro
 import pytest
 import torch
 from conftest import Run
+from helpers import forked_processes as forked
+from helpers import small_run as micro
 from safetensors.torch import load_file
 
-from sdpo import Trainer, cli
-from sdpo.algorithms import SDPO
-from sdpo.checkpoint import CheckpointStore
-from sdpo.types import LossOutput
+from sdpo import Trainer
+from sdpo.cli.main import main as cli
+from sdpo.method.algorithms import SDPO
+from sdpo.method.types import LossOutput
+from sdpo.run.checkpoint import CheckpointStore
 
 REWARDS = """
 import os, time, torch

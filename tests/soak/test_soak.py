@@ -10,8 +10,8 @@ import os
 import statistics
 from pathlib import Path
 
-import micro
 import pytest
+from helpers import small_run as micro
 
 from sdpo import Trainer
 

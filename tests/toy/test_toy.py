@@ -6,17 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from plane import Plane, optimize
+from helpers.plane_model import Plane, optimize
 from torch import Tensor
 
-from sdpo.advantages import GroupNormalizer, Normalizer, PairNormalizer, StepwiseNormalizer
-from sdpo.algorithms import ALGORITHMS
-from sdpo.policy import Policy, PromptEmbeddings
+from sdpo.loop.policy import Policy, PromptEmbeddings
+from sdpo.loop.policy_update import Updater, UpdateSettings
+from sdpo.loop.reward_mix import RewardMix
+from sdpo.loop.rollout import final_images, rollout
+from sdpo.loop.scoring import Scorer
+from sdpo.method.advantages import GroupNormalizer, Normalizer, PairNormalizer, StepwiseNormalizer
+from sdpo.method.algorithms import ALGORITHMS
+from sdpo.method.credit import discounted_returns
 from sdpo.prompts import Prompt
-from sdpo.returns import discounted_returns
-from sdpo.sampler import final_images, rollout
-from sdpo.scoring import RewardMix, Scorer
-from sdpo.update import Updater, UpdateSettings
 
 
 def closeness(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:

@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 
 from sdpo import Config
-from sdpo.advantages import GroupNormalizer, StepwiseNormalizer
-from sdpo.algorithms import ALGORITHMS
-from sdpo.build import build_normalizer, cost, update_settings
+from sdpo.assembly.build import build_normalizer, cost, update_settings
 from sdpo.errors import UserError
+from sdpo.method.advantages import GroupNormalizer, StepwiseNormalizer
+from sdpo.method.algorithms import ALGORITHMS
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

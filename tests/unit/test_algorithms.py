@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpo.algorithms import ALGORITHMS, D3PO, DDPO, GRPO, PRDP, REBEL
-from sdpo.algorithms.base import branch_pairs
-from sdpo.types import LossOutput, StepBatch, TrajectoryBatch
+from sdpo.method.algorithms import ALGORITHMS, D3PO, DDPO, GRPO, PRDP, REBEL
+from sdpo.method.algorithms.base import branch_pairs
+from sdpo.method.types import LossOutput, StepBatch, TrajectoryBatch
 
 
 def step_batch(

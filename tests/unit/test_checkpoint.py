@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import forked
 import pytest
 import torch
+from helpers import forked_processes as forked
 
-from sdpo.checkpoint import Checkpoint, CheckpointStore
 from sdpo.errors import UserError
+from sdpo.run.checkpoint import Checkpoint, CheckpointStore
 
 
 def checkpoint(epoch: int, score: float | None = None) -> Checkpoint:

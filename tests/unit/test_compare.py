@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from compared import write_run
 from conftest import Run
+from helpers.written_runs import write_run
 from PIL import Image
 from rich.console import Console
 
-from sdpo.compare import compare_directories
-from sdpo.compare.groups import group_directories
-from sdpo.compare.measures import area, area_under, comparable, curve, first_crossing, gain
-from sdpo.compare.plan import Planned, plan_runs
-from sdpo.compare.table import BASE, Cell, Grid, terminal
-from sdpo.config import Config, check_same_run, differences
+from sdpo.commands.compare import compare_directories
+from sdpo.commands.compare.groups import group_directories
+from sdpo.commands.compare.measures import area, area_under, comparable, curve, first_crossing, gain
+from sdpo.commands.compare.plan import Planned, plan_runs
+from sdpo.commands.compare.table import BASE, Cell, Grid, terminal
+from sdpo.config.schema import Config, check_same_run, differences
 from sdpo.errors import UserError
 from sdpo.report.looks import LOOKS, look
 
@@ -213,7 +213,7 @@ def test_plan_of_algorithms_and_variants(tmp_path: Path) -> None:
 
 
 def test_every_variant_that_comes_with_a_preset_is_legal(tmp_path: Path) -> None:
-    from sdpo.compare.plan import VARIANTS, load_variants
+    from sdpo.commands.compare.plan import VARIANTS, load_variants
 
     for file in VARIANTS.glob("*.yaml"):
         names = list(load_variants(file.stem, None))

@@ -14,12 +14,12 @@ import torch
 from conftest import Run
 
 from sdpo import Config
-from sdpo.doctor import Finding, examine, gradient, machine, model
-from sdpo.doctor.model import Patient
+from sdpo.commands.doctor import Finding, examine, gradient, machine, model
+from sdpo.commands.doctor.model import Patient
 from sdpo.errors import UserError
-from sdpo.memory import checkpoint_bytes, estimate_memory
+from sdpo.estimate.memory import checkpoint_bytes, estimate_memory
+from sdpo.method.types import Trajectories
 from sdpo.prompts import Prompt, load_prompts
-from sdpo.types import Trajectories
 
 REWARDS = """
 import torch
@@ -224,7 +224,7 @@ def test_disk_and_memory(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytes
     chosen, usage = config(tiny_pipeline), namedtuple("usage", "free")
     need = 5 * checkpoint_bytes(chosen, 1000) + 4000
     for free, status in ((10 * need, "ok"), (1.5 * need, "WARN"), (0.5 * need, "FAIL")):
-        monkeypatch.setattr("sdpo.doctor.machine.shutil.disk_usage", lambda path, free=free: usage(free))
+        monkeypatch.setattr("sdpo.commands.doctor.machine.shutil.disk_usage", lambda path, free=free: usage(free))
         assert one(machine.disk(chosen, 1000)).status == status
     (tmp_path / "run").write_text("a file")
     assert one(machine.disk(chosen, 1000)).status == "FAIL"

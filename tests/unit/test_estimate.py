@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Run
-from pipelines import PIPELINES
+from helpers.pipelines import PIPELINES
 
-from sdpo import build
-from sdpo.config import Config
-from sdpo.doctor.machine import batches
-from sdpo.memory import describe, estimate
-from sdpo.model_sizes import PUBLISHED, latent_shape, model_size, peek
+from sdpo.assembly import build
+from sdpo.commands.doctor.machine import batches
+from sdpo.config.schema import Config
+from sdpo.estimate.memory import describe, estimate
+from sdpo.estimate.model_sizes import PUBLISHED, latent_shape, model_size, peek
 from sdpo.prompts import load_prompts
 
 CPU = torch.device("cpu")

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from plane import Plane
+from helpers.plane_model import Plane
 from torch import Tensor
 
-from sdpo.evaluation import Evaluation, evaluate, weighted_gain
-from sdpo.policy import Policy, PromptEmbeddings
+from sdpo.evaluation.evaluate import Evaluation, evaluate, weighted_gain
+from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.prompts import Prompt
 from sdpo.rewards import PlacedReward
 

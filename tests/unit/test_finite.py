@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from plane import Plane, optimize
+from helpers.plane_model import Plane, optimize
 
-from sdpo.algorithms import SDPO
-from sdpo.finite import Finding, Watch, not_finite
-from sdpo.policy import Policy, PromptEmbeddings
+from sdpo.loop.divergence import Finding, Watch, not_finite
+from sdpo.loop.policy import Policy, PromptEmbeddings
+from sdpo.loop.policy_update import Updater, UpdateSettings
+from sdpo.loop.rollout import rollout
+from sdpo.method.algorithms import SDPO
+from sdpo.method.types import LossOutput, StepBatch, Trajectories
 from sdpo.prompts import Prompt
-from sdpo.sampler import rollout
-from sdpo.types import LossOutput, StepBatch, Trajectories
-from sdpo.update import Updater, UpdateSettings
 
 T, GROUPS = 3, 4
 PROMPTS = ["cat", "dog", "fox", "owl"]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpo import gaussian
-from sdpo.denoisers import Denoiser, RectifiedFlow, Transition, TrigFlow
-from sdpo.denoisers.flow import Form
+from sdpo.method import gaussian
+from sdpo.method.denoisers import Denoiser, RectifiedFlow, Transition, TrigFlow
+from sdpo.method.denoisers.flow import Form
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0])  # four steps of a schedule shifted by 3
 ANGLES = torch.tensor([1.5708, 1.3, 0.6, 0.0])

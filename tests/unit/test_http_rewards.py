@@ -22,8 +22,8 @@ from PIL import Image
 
 from sdpo.errors import RewardError, UserError
 from sdpo.rewards import checked_scores, load_reward
-from sdpo.rewards.http import HttpReward
-from sdpo.rewards.vlm import VlmJudge
+from sdpo.rewards.remote.http import HttpReward
+from sdpo.rewards.remote.vlm import VlmJudge
 
 Answer = Callable[[dict[str, Any]], tuple[int, Any]]
 

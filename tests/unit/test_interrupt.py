@@ -10,12 +10,12 @@ import threading
 import time
 from pathlib import Path
 
-import forked
 import pytest
+from helpers import forked_processes as forked
 
 from sdpo.errors import RewardError
-from sdpo.interrupt import Interruptions, Terminated, time_limit
-from sdpo.lock import RunLock
+from sdpo.system.interrupt import Interruptions, Terminated, time_limit
+from sdpo.system.lock import RunLock
 
 
 def test_a_call_that_takes_too_long_is_ended() -> None:

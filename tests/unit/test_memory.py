@@ -12,12 +12,12 @@ import pytest
 SCRIPT = """
 import sys
 import torch
-from plane import Plane
-from sdpo.bench import peak, reset_peak
-from sdpo.policy import Policy, PromptEmbeddings
+from helpers.plane_model import Plane
+from sdpo.commands.bench import peak, reset_peak
+from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.prompts import Prompt
-from sdpo.sampler import rollout
-from sdpo.types import Trajectories
+from sdpo.loop.rollout import rollout
+from sdpo.method.types import Trajectories
 
 groups, steps, micro_batch = map(int, sys.argv[1:])
 backbone = Plane()

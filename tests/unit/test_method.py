@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo.advantages import GroupNormalizer, PairNormalizer, StepwiseNormalizer
-from sdpo.algorithms import SDPO, sdpo_loss
-from sdpo.denoisers import DDIM
-from sdpo.denoisers.ddim import trailing_timesteps
-from sdpo.dense import anchor_steps, query_steps, spread_rewards
-from sdpo.gaussian import kl_divergence, log_prob, sample
-from sdpo.returns import discounted_returns, future_returns, temporal_weights
+from sdpo.method.advantages import GroupNormalizer, PairNormalizer, StepwiseNormalizer
+from sdpo.method.algorithms import SDPO, sdpo_loss
+from sdpo.method.credit import discounted_returns, future_returns, temporal_weights
+from sdpo.method.denoisers import DDIM
+from sdpo.method.denoisers.ddim import trailing_timesteps
+from sdpo.method.dense_rewards import anchor_steps, query_steps, spread_rewards
+from sdpo.method.gaussian import kl_divergence, log_prob, sample
 
 ALPHAS = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()).cumprod(0)
 

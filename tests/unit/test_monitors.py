@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from plane import Plane
+from helpers.plane_model import Plane
 
 from sdpo import Config
-from sdpo.denoisers import DDIM
 from sdpo.errors import UserError
-from sdpo.gaussian import kl_divergence
-from sdpo.guard import Guard, check_rules, metric_names
-from sdpo.monitors import Drift, Monitors, diversity, edge_density, histogram_entropy, thumbnails
-from sdpo.policy import Policy, PromptEmbeddings
-from sdpo.sampler import final_images
+from sdpo.evaluation.monitors import Drift, Monitors, diversity, edge_density, histogram_entropy, thumbnails
+from sdpo.evaluation.stopping import Guard, check_rules, metric_names
+from sdpo.loop.policy import Policy, PromptEmbeddings
+from sdpo.loop.rollout import final_images
+from sdpo.method.denoisers import DDIM
+from sdpo.method.gaussian import kl_divergence
 
 
 def shades(*values: float) -> torch.Tensor:

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from plane import Plane, optimize
+from helpers.plane_model import Plane, optimize
 
 import sdpo
-from sdpo import sampler
-from sdpo.algorithms import ALGORITHMS
-from sdpo.policy import Policy, PromptEmbeddings
+from sdpo.loop import rollout as sampler
+from sdpo.loop.policy import Policy, PromptEmbeddings
+from sdpo.loop.policy_update import Updater, UpdateSettings
+from sdpo.method.algorithms import ALGORITHMS
+from sdpo.method.types import Trajectories
 from sdpo.prompts import Prompt
-from sdpo.types import Trajectories
-from sdpo.update import Updater, UpdateSettings
 
 ROOT = Path(sdpo.__file__).parent
 WAITING = ["item", "cpu", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__"]

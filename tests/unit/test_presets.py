@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import Run
 
-from sdpo.config import Config, preset_names, preset_summary
+from sdpo.config.schema import Config, preset_names, preset_summary
 
 HUB = {"sdxl-turbo-pickscore", "lcm-aesthetic", "sd35-turbo-pickscore", "flux-schnell-hpsv2", "z-image-turbo-pickscore",
        "sana-sprint-pickscore"}  # fmt: skip

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdpo import Config
-from sdpo.advantages import Normalizer
-from sdpo.algorithms import ALGORITHMS
-from sdpo.build import build_normalizer
-from sdpo.config import AdvantageConfig, preset_names
-from sdpo.dense import query_steps, spread_rewards
-from sdpo.returns import discounted_returns, future_returns
-from sdpo.types import StepBatch, TrajectoryBatch
+from sdpo.assembly.build import build_normalizer
+from sdpo.config.schema import AdvantageConfig, preset_names
+from sdpo.method.advantages import Normalizer
+from sdpo.method.algorithms import ALGORITHMS
+from sdpo.method.credit import discounted_returns, future_returns
+from sdpo.method.dense_rewards import query_steps, spread_rewards
+from sdpo.method.types import StepBatch, TrajectoryBatch
 
 NORMALIZERS = get_args(AdvantageConfig.model_fields["normalizer"].annotation)
 SEEDS = st.integers(0, 10**6)

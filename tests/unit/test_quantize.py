@@ -11,11 +11,11 @@ from conftest import Run
 from safetensors.torch import load_file
 from torch import nn
 
-from sdpo import build
+from sdpo.assembly import build
 from sdpo.backbones import training
 from sdpo.backbones.quantize import quantize
-from sdpo.config import Config
-from sdpo.memory import estimate
+from sdpo.config.schema import Config
+from sdpo.estimate.memory import estimate
 
 LIBRARIES = {"int8": "torchao", "nf4": "bitsandbytes"}
 

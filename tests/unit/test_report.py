@@ -16,10 +16,10 @@ from PIL import Image
 
 from sdpo.errors import UserError
 from sdpo.report import write_report
-from sdpo.report.data import read_run
+from sdpo.report.gallery import cut, gallery
 from sdpo.report.looks import decimals_for, duration, number, tick_labels, ticks
+from sdpo.report.reader import read_run
 from sdpo.report.stats import compare, curve, paired_gain, score_names, thin
-from sdpo.report.tiles import cut, gallery
 
 STEPS = (1, 2, 4, 8)
 PROMPTS = ["a cat", "<script>alert(1)</script>", "a dog & a fox riding together on a very long red bicycle", "a ☃ bear"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sdpo.compare import compare_directories
-from sdpo.compare.plan import plan_runs
+from sdpo.commands.compare import compare_directories
+from sdpo.commands.compare.plan import plan_runs
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 SCRIPT = (RESULTS / "reproduce.sh").read_text().replace("\\\n", " ")

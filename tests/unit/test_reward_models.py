@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from sdpo.backbones.load import EMBEDDED
 from sdpo.errors import UserError
-from sdpo.rewards import aesthetic, clip, clipscore, heads, hpsv2, imagereward, load_reward, pickscore, sources
+from sdpo.rewards import load_reward
+from sdpo.rewards.models import aesthetic, clip, clipscore, heads, hpsv2, imagereward, pickscore
+from sdpo.rewards.models import weights as sources
 
 PROMPTS = ["", "a cat " * 150, "une chèvre à l'œil 猫", "a &lt;b&gt;cat&amp;amp;dog&lt;/b&gt;", "two dogs"]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from sdpo.loop.reward_mix import RewardMix
 from sdpo.rewards import load_reward
-from sdpo.scoring import RewardMix
 
 
 def test_colorfulness_of_greys_and_of_one_colour_by_hand() -> None:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpo.dense import group_query_steps, query_steps, similarities, spread, spread_rewards
 from sdpo.errors import RewardError
+from sdpo.loop.reward_mix import RewardMix
+from sdpo.loop.scoring import Scorer
+from sdpo.method.dense_rewards import group_query_steps, query_steps, similarities, spread, spread_rewards
+from sdpo.method.types import Trajectories
 from sdpo.rewards import PlacedReward
-from sdpo.scoring import RewardMix, Scorer
-from sdpo.types import Trajectories
 
 
 class Identity:

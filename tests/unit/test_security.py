@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 import sdpo as package
 from sdpo import Config
+from sdpo.config.secrets import find_secrets, redact
 from sdpo.errors import RewardError, UserError
-from sdpo.rewards.http import HttpReward
-from sdpo.secrets import find_secrets, redact
+from sdpo.rewards.remote.http import HttpReward
 
 SOURCES = Path(package.__file__).parent
 REPOSITORY = SOURCES.parents[1]

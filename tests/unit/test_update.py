@@ -7,19 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from plane import Plane, optimize
+from helpers.plane_model import Plane, optimize
 from torch import Tensor
 
-from sdpo import gaussian
-from sdpo.algorithms import D3PO, PRDP, REBEL, SDPO, Algorithm
-from sdpo.algorithms.base import Credit, RewardPlan
-from sdpo.denoisers import Transition
-from sdpo.optimization import EMA, warmup_decay
-from sdpo.policy import Policy, PromptEmbeddings
+from sdpo.loop.ema import EMA
+from sdpo.loop.optimizer import warmup_decay
+from sdpo.loop.policy import Policy, PromptEmbeddings
+from sdpo.loop.policy_update import Updater, UpdateSettings, network_rows
+from sdpo.loop.rollout import rollout
+from sdpo.method import gaussian
+from sdpo.method.algorithms import D3PO, PRDP, REBEL, SDPO, Algorithm
+from sdpo.method.algorithms.base import Credit, RewardPlan
+from sdpo.method.denoisers import Transition
+from sdpo.method.types import LossOutput, StepBatch, Trajectories, TrajectoryBatch
 from sdpo.prompts import Prompt
-from sdpo.sampler import rollout
-from sdpo.types import LossOutput, StepBatch, Trajectories, TrajectoryBatch
-from sdpo.update import Updater, UpdateSettings, network_rows
 
 T = 4
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sdpo.denoisers import Denoiser
+from sdpo.method.denoisers import Denoiser
 
 Conditioning = dict[str, Tensor]
 """What a prompt becomes: named tensors whose first axis counts prompts, of shapes that do not depend on the prompt.

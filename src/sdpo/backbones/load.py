@@ -11,24 +11,24 @@ from typing import Any
 import torch
 
 from sdpo.backbones import lora
-from sdpo.backbones.files import can_only_be_local, check_components, read_index
+from sdpo.backbones.model_index import can_only_be_local, check_components, read_index
 from sdpo.backbones.pipeline import PipelineBackbone
 from sdpo.backbones.schedules import replace_scheduler
-from sdpo.environment import check_torchvision
 from sdpo.errors import UserError
+from sdpo.system.torchvision import check_torchvision
 
 # Models that come with the package.
 EMBEDDED = {"emoji": Path(__file__).parents[1] / "assets" / "emoji" / "model"}
 
 FAMILIES = {
-    "StableDiffusionPipeline": "sdpo.backbones.stable_diffusion:StableDiffusion",
-    "StableDiffusionXLPipeline": "sdpo.backbones.stable_diffusion_xl:StableDiffusionXL",
-    "LatentConsistencyModelPipeline": "sdpo.backbones.stable_diffusion:StableDiffusion",
-    "StableDiffusion3Pipeline": "sdpo.backbones.stable_diffusion_3:StableDiffusion3",
-    "FluxPipeline": "sdpo.backbones.flux:Flux",
-    "ZImagePipeline": "sdpo.backbones.z_image:ZImage",
-    "SanaSprintPipeline": "sdpo.backbones.sana_sprint:SanaSprint",
-    "Flux2KleinPipeline": "sdpo.backbones.flux2_klein:Flux2Klein",
+    "StableDiffusionPipeline": "sdpo.backbones.families.stable_diffusion:StableDiffusion",
+    "StableDiffusionXLPipeline": "sdpo.backbones.families.stable_diffusion_xl:StableDiffusionXL",
+    "LatentConsistencyModelPipeline": "sdpo.backbones.families.stable_diffusion:StableDiffusion",
+    "StableDiffusion3Pipeline": "sdpo.backbones.families.stable_diffusion_3:StableDiffusion3",
+    "FluxPipeline": "sdpo.backbones.families.flux:Flux",
+    "ZImagePipeline": "sdpo.backbones.families.z_image:ZImage",
+    "SanaSprintPipeline": "sdpo.backbones.families.sana_sprint:SanaSprint",
+    "Flux2KleinPipeline": "sdpo.backbones.families.flux2_klein:Flux2Klein",
 }
 
 

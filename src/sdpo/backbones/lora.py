@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sdpo.backbones.files import can_only_be_local
+from sdpo.backbones.model_index import can_only_be_local
 from sdpo.errors import UserError
 
 ADAPTER = "default"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sdpo.backbones.training import TrainableBackbone
-from sdpo.denoisers.flow import Form
 from sdpo.errors import UserError
+from sdpo.method.denoisers.flow import Form
 
 _TILED_FROM = 1024 * 1024  # pixels of an image above which the decoder works on one image and one tile at a time
 

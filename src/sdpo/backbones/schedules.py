@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from sdpo.denoisers import Consistency, Denoiser, Schedule, ScheduledDDIM
-from sdpo.denoisers.ddim import trailing_schedule, trailing_timesteps
 from sdpo.errors import UserError
+from sdpo.method.denoisers import Consistency, Denoiser, Schedule, ScheduledDDIM
+from sdpo.method.denoisers.ddim import trailing_schedule, trailing_timesteps
 
 EULER = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 SCHEDULERS = ("DDIMScheduler", *EULER, "LCMScheduler")

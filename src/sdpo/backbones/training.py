@@ -18,7 +18,7 @@ from sdpo.backbones.quantize import quantize
 from sdpo.errors import UserError
 
 if TYPE_CHECKING:
-    from sdpo.backbones.sharded import Spread  # torch has it on some platforms only
+    from sdpo.distributed.fsdp2 import Spread  # torch has it on some platforms only
 
 
 class TrainableBackbone(Backbone):

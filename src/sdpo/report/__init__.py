@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sdpo.files import write_whole
-from sdpo.report.data import read_run
 from sdpo.report.figures import draw_curves
+from sdpo.report.gallery import draw_samples
 from sdpo.report.page import render_page
-from sdpo.report.tiles import draw_samples
+from sdpo.report.reader import read_run
+from sdpo.system.durable import write_whole
 
 __all__ = ["write_report"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from sdpo.report.data import COSTS, Run
 from sdpo.report.looks import step_label, time_unit
+from sdpo.report.reader import COSTS, Run
 from sdpo.report.stats import SplitName, curve, score_names, step_counts, thin
 from sdpo.report.svg import Series, legend, line_chart
 

@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from sdpo.report.data import Run
 from sdpo.report.looks import look, step_label
+from sdpo.report.reader import Run
 from sdpo.report.stats import curve, score_names, step_counts
 
 

@@ -7,8 +7,8 @@ from html import escape
 from typing import Any
 
 from sdpo.report.charts import step_legend
-from sdpo.report.data import Run
 from sdpo.report.looks import step_label
+from sdpo.report.reader import Run
 from sdpo.report.stats import step_counts
 from sdpo.report.svg import Series, line_chart
 

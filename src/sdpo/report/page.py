@@ -11,12 +11,12 @@ from typing import Any
 
 from sdpo.report import guard
 from sdpo.report.charts import has_unseen, learning_curves, step_legend, training_charts
-from sdpo.report.data import Run, Split
 from sdpo.report.document import head, missing, render_document, setting_name, trained_weights, wanted_rewards
+from sdpo.report.gallery import Rows, gallery, image_tag
 from sdpo.report.looks import number, step_label
+from sdpo.report.reader import Run, Split
 from sdpo.report.stats import SplitName, paired, score_names
 from sdpo.report.tables import cost_table, result_table, summary
-from sdpo.report.tiles import Rows, gallery, image_tag
 
 _LONG_NAME = "Stepwise Diffusion Policy Optimization"
 

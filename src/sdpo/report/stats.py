@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from sdpo.report.data import COSTS, FloatArray, Run, Split
+from sdpo.report.reader import COSTS, FloatArray, Run, Split
 
 SplitName = Literal["seen", "unseen"]
 

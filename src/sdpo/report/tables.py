@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from sdpo.report.data import COSTS, Run
 from sdpo.report.looks import decimals_for, duration, number, step_label
+from sdpo.report.reader import COSTS, Run
 from sdpo.report.stats import Comparison, Gain, SplitName, compare
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdpo.errors import RewardError, UserError, nearest
-from sdpo.interrupt import time_limit
+from sdpo.system.interrupt import time_limit
 
 
 class Reward(Protocol):

@@ -1,0 +1,76 @@
+"""What the families of rectified flow share: the schedule that their pipelines' own calls would make."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from typing import Any
+
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from torch import Tensor
+
+from sdpo.backbones.pipeline import PipelineBackbone
+from sdpo.errors import UserError
+from sdpo.method.denoisers import RectifiedFlow
+
+JOINT_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""The projections of attention between image and text tokens, each with weights of its own."""
+
+
+class FlowMatch(PipelineBackbone):
+    """A transformer that predicts the velocity on the schedule of a FlowMatchEulerDiscreteScheduler."""
+
+    noise_forms = ("preserving", "flow_grpo")
+
+    @abstractmethod
+    def schedule(self, num_steps: int) -> dict[str, Any]:
+        """What the pipeline's own call hands to the scheduler's `set_timesteps`."""
+
+    def denoiser(self, num_steps: int, eta: float) -> RectifiedFlow:
+        """See `Backbone.denoiser`."""
+        scheduler = copy.deepcopy(self.pipeline.scheduler)
+        if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or scheduler.config.invert_sigmas:
+            raise UserError(
+                f"a {type(self.pipeline).__name__} is sampled on a FlowMatchEulerDiscreteScheduler (without "
+                f"invert_sigmas), this one has a {type(scheduler).__name__}: give it the one it was released with"
+            )
+        if num_steps == 1 and scheduler.config.shift_terminal:
+            raise UserError(
+                "a schedule with shift_terminal begins and ends at different noise levels, so a single step has none "
+                "(diffusers divides 0 by 0): use 2 steps or more, also in evaluate.steps"
+            )
+        scheduler.set_timesteps(**self.schedule(num_steps))
+        try:
+            return RectifiedFlow(scheduler.sigmas, scheduler.timesteps, eta, self.noise_form, self.device)
+        except ValueError as error:
+            raise UserError(f"the model's schedule of {num_steps} steps: {error}") from error
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `Backbone.decode`."""
+        config = self.pipeline.vae.config
+        return self.decode_with_vae(latents / config.scaling_factor + config.shift_factor)
+
+    @property
+    def patch(self) -> int:
+        """Latents a side of what becomes one token."""
+        return 2
+
+    @property
+    def size_multiple(self) -> int:
+        """See `PipelineBackbone`."""
+        return self.latent_scale * self.patch
+
+    def shift_by_size(self) -> float:
+        """μ of a schedule that is shifted by the number of image tokens, linear in it."""
+        config = self.pipeline.scheduler.config
+        _, height, width = self.latent_shape
+        return float(
+            calculate_shift(
+                (height // self.patch) * (width // self.patch),
+                config.base_image_seq_len,
+                config.max_image_seq_len,
+                config.base_shift,
+                config.max_shift,
+            )
+        )

@@ -1,0 +1,90 @@
+"""Flux2KleinPipeline: FLUX.2-klein, step-distilled or base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from torch import Tensor
+from torch.nn import functional
+
+from sdpo.backbones.base import Conditioning
+from sdpo.backbones.families.flow_match import JOINT_ATTENTION, FlowMatch
+
+
+class Flux2Klein(FlowMatch):
+    """A transformer over image and text tokens; a language model encodes prompts.
+
+    Latents are those of the network, 2 × 2 of the decoder's in the channels of one, normalised by the statistics that
+    the decoder comes with.
+
+    Args:
+        pipeline: see `PipelineBackbone`.
+        device: see there.
+        size: see there.
+    """
+
+    # The blocks behind the joint ones make queries, keys and values in one product with their feed-forward part.
+    lora_targets = (*JOINT_ATTENTION, "to_qkv_mlp_proj")
+
+    def __init__(self, pipeline: Any, device: torch.device, size: tuple[int | None, int | None] = (None, None)) -> None:
+        super().__init__(pipeline, device, size)
+        if pipeline.config.is_distilled:
+            self.guidance = "none"
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """See `Backbone.encode`; returns `encoder_hidden_states` [N, L, D]."""
+        with torch.no_grad():
+            embeddings, _ = self.pipeline.encode_prompt(list(prompts), self.text_device)
+        return {"encoder_hidden_states": embeddings.to(self.device)}
+
+    def network(
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
+    ) -> Tensor:
+        """See `Backbone.network`."""
+        embeddings = conditioning["encoder_hidden_states"]
+        one = torch.zeros(1, dtype=torch.long, device=latents.device)
+        rows, columns, words = (
+            torch.arange(size, device=latents.device) for size in (*latents.shape[2:], embeddings.shape[1])
+        )
+        output = self.network_module(
+            latents.flatten(2).transpose(1, 2).to(embeddings.dtype),
+            encoder_hidden_states=embeddings,
+            timestep=timesteps.to(embeddings.dtype) / 1000,
+            img_ids=torch.cartesian_prod(one, rows, columns, one),
+            txt_ids=torch.cartesian_prod(one, one, one, words),
+            return_dict=False,
+        )[0]
+        return output.transpose(1, 2).unflatten(2, latents.shape[2:])
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `Backbone.decode`."""
+        statistics, epsilon = self.pipeline.vae.bn, self.pipeline.vae.config.batch_norm_eps
+        mean, std = statistics.running_mean, (statistics.running_var + epsilon).sqrt()
+        column = (1, -1, 1, 1)
+        return self.decode_with_vae(functional.pixel_shuffle(latents * std.view(column) + mean.view(column), 2))
+
+    def schedule(self, num_steps: int) -> dict[str, Any]:
+        """See `FlowMatch.schedule`."""
+        _, height, width = self.latent_shape
+        mu = compute_empirical_mu(height * width, num_steps)
+        return {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps), "mu": mu}
+
+    @property
+    def latent_scale(self) -> int:
+        """See `PipelineBackbone`."""
+        return 2 * int(self.pipeline.vae_scale_factor)
+
+    @property
+    def patch(self) -> int:
+        """See `FlowMatch.patch`."""
+        return 1
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """See `PipelineBackbone`."""
+        side = self.pipeline.default_sample_size * int(self.pipeline.vae_scale_factor)
+        return side, side

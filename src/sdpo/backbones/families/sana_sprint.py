@@ -1,0 +1,88 @@
+"""SanaSprintPipeline: SANA-Sprint 0.6B and 1.6B."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import SanaSprintPipeline, SCMScheduler
+from torch import Tensor
+
+from sdpo.backbones.base import Conditioning
+from sdpo.backbones.pipeline import PipelineBackbone
+from sdpo.errors import UserError
+from sdpo.method.denoisers import TrigFlow
+
+INSTRUCTION = inspect.signature(SanaSprintPipeline.__call__).parameters["complex_human_instruction"].default
+"""What the pipeline's own call tells the language model before each prompt."""
+
+
+class SanaSprint(PipelineBackbone):
+    """A transformer with linear attention that embeds its guidance, in trigflow; Gemma encodes prompts.
+
+    Latents are divided by the scheduler's `sigma_data`, so that noise has variance 1.
+    """
+
+    guidance = "embedded"
+    repeated_blocks = ("SanaTransformerBlock",)
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """See `Backbone.encode`; returns `encoder_hidden_states` [N, L, D] and `encoder_attention_mask` [N, L]."""
+        with torch.no_grad():
+            embeddings, mask = self.pipeline.encode_prompt(
+                list(prompts), device=self.text_device, complex_human_instruction=INSTRUCTION
+            )
+        return {"encoder_hidden_states": embeddings.to(self.device), "encoder_attention_mask": mask.to(self.device)}
+
+    def network(
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
+    ) -> Tensor:
+        """See `Backbone.network`; the network is one of rectified flow, told of σ = sin t / (sin t + cos t)."""
+        dtype = conditioning["encoder_hidden_states"].dtype
+        sigma = timesteps.sin() / (timesteps.cos() + timesteps.sin())
+        s = sigma.reshape(-1, 1, 1, 1)
+        norm = (s**2 + (1 - s) ** 2).sqrt()
+        x = latents * norm
+        output = self.network_module(
+            x.to(dtype),
+            timestep=sigma,
+            guidance=torch.full_like(sigma, guidance_scale).to(dtype) * self.network_config.guidance_embeds_scale,
+            return_dict=False,
+            **conditioning,
+        )[0]
+        return ((1 - 2 * s) * x + (1 - 2 * s + 2 * s**2) * output) / norm
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `Backbone.decode`."""
+        return self.decode_with_vae(latents / self.pipeline.vae.config.scaling_factor)
+
+    def denoiser(self, num_steps: int, eta: float) -> TrigFlow:
+        """See `Backbone.denoiser`."""
+        scheduler = copy.deepcopy(self.pipeline.scheduler)
+        if not isinstance(scheduler, SCMScheduler):
+            raise UserError(
+                f"a SanaSprintPipeline is sampled on an SCMScheduler, this one has a {type(scheduler).__name__}: "
+                "give it the scheduler that the model was released with"
+            )
+        try:
+            scheduler.set_timesteps(num_steps, **_angles(num_steps))
+            return TrigFlow(scheduler.timesteps, eta, self.device)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def call_arguments(self, num_steps: int, guidance_scale: float) -> dict[str, Any]:
+        """See `PipelineBackbone.call_arguments`."""
+        return {"guidance_scale": guidance_scale, "use_resolution_binning": False, **_angles(num_steps)}
+
+    @property
+    def size_multiple(self) -> int:
+        """See `PipelineBackbone`; what the pipeline's own call insists on."""
+        return 32
+
+
+def _angles(num_steps: int) -> dict[str, float | None]:
+    """The pipeline's default schedule, which has an angle of its own between two steps."""
+    return {"max_timesteps": 1.57080, "intermediate_timesteps": 1.3 if num_steps == 2 else None}

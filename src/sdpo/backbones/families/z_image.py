@@ -1,0 +1,53 @@
+"""ZImagePipeline: Z-Image-Turbo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sdpo.backbones.base import Conditioning
+from sdpo.backbones.families.flow_match import FlowMatch
+
+TOKENS = 512  # of a prompt, at most: what the pipeline's own call cuts at
+
+
+class ZImage(FlowMatch):
+    """A transformer over one sequence of image and caption tokens; a language model encodes prompts."""
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """See `Backbone.encode`; returns `embeddings` [N, TOKENS, D] and how many of them count, `lengths` [N]."""
+        with torch.no_grad():
+            captions, _ = self.pipeline.encode_prompt(
+                list(prompts), self.text_device, do_classifier_free_guidance=False, max_sequence_length=TOKENS
+            )
+        padded = [functional.pad(caption, (0, 0, 0, TOKENS - len(caption))) for caption in captions]
+        lengths = torch.tensor([len(caption) for caption in captions])
+        return {"embeddings": torch.stack(padded).to(self.device), "lengths": lengths.to(self.device)}
+
+    def network(
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
+    ) -> Tensor:
+        """See `Backbone.network`."""
+        embeddings = conditioning["embeddings"]
+        # The network takes a list of captions, so the host has to know their lengths: one wait a call.
+        captions = [row[:length] for row, length in zip(embeddings, conditioning["lengths"].tolist(), strict=True)]
+        frames = list(latents.to(embeddings.dtype).unsqueeze(2).unbind())
+        output = self.network_module(frames, (1000 - timesteps) / 1000, captions, return_dict=False)[0]
+        return -torch.stack(output).squeeze(2).float()  # it predicts x̂ − ε
+
+    def schedule(self, num_steps: int) -> dict[str, Any]:
+        """See `FlowMatch.schedule`."""
+        return {"sigmas": torch.linspace(1.0, 1 / num_steps, num_steps).tolist(), "mu": self.shift_by_size()}
+
+    def call_arguments(self, num_steps: int, guidance_scale: float) -> dict[str, Any]:
+        """See `PipelineBackbone.call_arguments`; the pipeline's scale is what is added to the prompt's prediction."""
+        return {"guidance_scale": guidance_scale - 1}
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """See `PipelineBackbone`."""
+        return 1024, 1024

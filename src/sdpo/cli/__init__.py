@@ -1,0 +1,5 @@
+"""The command line."""
+
+from sdpo.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,1 @@
+"""Several processes: collectives, launches, and networks or optimizers that are sharded."""

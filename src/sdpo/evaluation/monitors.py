@@ -1,0 +1,176 @@
+"""What a reward can be gamed by, measured beside it: how diverse, how detailed and how far from the base images are.
+
+Every number is of the same fixed images at each evaluation of a run, so that one evaluation compares with another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdpo.backbones import Conditioning
+from sdpo.distributed.processes import Processes
+from sdpo.loop.policy import Policy
+from sdpo.method import gaussian
+from sdpo.method.denoisers import Denoiser, Transition
+
+MONITORS = ("diversity", "edge_density", "entropy", "kl_to_base")
+"""What there is, in `metrics.jsonl` as `monitor/<name>/<steps>`."""
+
+DRIFT_IMAGES = 8
+"""Images whose trajectories the base model is asked about; the only network evaluations that monitors cost."""
+
+_THUMBNAIL = 32
+_EDGE = 0.1  # of the brightness range between neighbouring pixels
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """Images [N, 3, H, W] reduced by area averaging to at most 32 × 32, float32 [N, D] on the CPU."""
+    height, width = images.shape[-2:]
+    return F.adaptive_avg_pool2d(images.float(), (min(_THUMBNAIL, height), min(_THUMBNAIL, width))).flatten(1).cpu()
+
+
+def diversity(reduced: Tensor, prompts: int) -> float | None:
+    """Mean pairwise distance of images: the root of the mean squared difference of their thumbnails' pixels, 0 … 1.
+
+    Where there are several images a prompt, over the pairs that share one, each prompt alike: does the model still
+    draw a prompt in different ways? Else over the pairs of all prompts: does it still draw different things?
+
+    Args:
+        reduced: `thumbnails`, [n · prompts, D]; image i is of prompt i modulo `prompts`.
+        prompts: how many.
+
+    Returns:
+        None where there is no pair.
+    """
+    groups = reduced.unflatten(0, (-1, prompts)).transpose(0, 1)  # [prompts, n, D]
+    if groups.shape[1] == 1:
+        groups = groups.transpose(0, 1)
+    count, size = groups.shape[1:]
+    if count < 2:
+        return None
+    # The exact form: the usual one by dot products would leave 1e-4 between equal images.
+    distances = torch.cdist(groups, groups, compute_mode="donot_use_mm_for_euclid_dist") / size**0.5
+    return (distances.sum((1, 2)) / (count * (count - 1))).mean().item()
+
+
+def edge_density(images: Tensor) -> Tensor:
+    """Share of pixels at an edge: brightness changes by more than 0.1 to the neighbours below and right; [N]."""
+    bright = _brightness(images)
+    down = bright[:, 1:, :-1] - bright[:, :-1, :-1]
+    right = bright[:, :-1, 1:] - bright[:, :-1, :-1]
+    return ((down.square() + right.square()).sqrt() > _EDGE).float().mean((1, 2))
+
+
+def histogram_entropy(images: Tensor) -> Tensor:
+    """Entropy of each image's histogram of brightness in 256 steps, in bits: 0 (one shade) … 8; [N]."""
+    shades = (_brightness(images).clamp(0, 1) * 255).round().long().flatten(1)
+    place = shades + 256 * torch.arange(len(shades), device=shades.device)[:, None]
+    share = place.flatten().bincount(minlength=256 * len(shades)).unflatten(0, (-1, 256)) / shades.shape[1]
+    return -torch.special.xlogy(share, share).sum(1) / torch.log(torch.tensor(2.0))
+
+
+def _brightness(images: Tensor) -> Tensor:
+    """ITU-R BT.601 luma, [N, H, W]."""
+    return torch.einsum("nchw,c->nhw", images.float(), torch.tensor(_LUMA, device=images.device))
+
+
+class Drift:
+    """KL of the policy from the base model, on the policy's own trajectories.
+
+    At each stochastic step of a trajectory, KL(N(μ_θ, σ²) ‖ N(μ_base, σ²)) = mean over latent elements of
+    (μ_θ − μ_base)² / 2σ² at the latent that the trajectory came to; of that, the mean over stochastic steps, in nats.
+    It is what `train.kl_weight` weighs, and 0, up to rounding, for the base model. Steps without noise do not count.
+
+    Args:
+        policy: measured.
+        denoiser: the schedule.
+        count: of trajectories, the first that come.
+        asked: of these and others, how many the base model is asked about: on all processes alike, as sharded networks
+            must be called equally often everywhere.
+
+    Attributes:
+        values: float32 [count], complete after the last step of all.
+    """
+
+    def __init__(self, policy: Policy, denoiser: Denoiser, count: int, asked: int | None = None) -> None:
+        self.policy = policy
+        self.denoiser = denoiser
+        self.asked = count if asked is None else asked
+        self.values = torch.zeros(count, device=policy.backbone.device)
+
+    def __call__(self, rows: slice, step: int, x: Tensor, transition: Transition, conditioning: Conditioning) -> None:
+        """Take in a step of a batch.
+
+        Args:
+            rows: which trajectories these are.
+            step: i.
+            x: x_i, [N, C, H, W].
+            transition: of the policy at x_i.
+            conditioning: of these N trajectories.
+        """
+        count = min(rows.stop, self.asked) - rows.start
+        if count <= 0:
+            return
+        steps = torch.full((count,), step, device=x.device)
+        first = {name: values[:count] for name, values in conditioning.items()}
+        with self.policy.no_gradient(), self.policy.backbone.reference():
+            base = self.policy.transition(self.denoiser, x[:count], steps, first)
+        divergence = gaussian.kl_divergence(transition.mean[:count], base.mean, transition.std[:count])
+        own = self.values[rows.start : rows.start + count]
+        own += divergence[: len(own)] / self.denoiser.stochastic.sum()
+
+
+class Monitors:
+    """The monitors of one evaluation at one number of steps, on the images that this process draws.
+
+    Args:
+        policy: draws them.
+        denoiser: the schedule.
+        mine: numbers of this process's images, ascending.
+        prompts: of the evaluation; image i is of prompt i modulo `prompts`.
+        per_prompt: images of each that count; others are looked at by nobody.
+        processes: how many draw, each every so manieth image.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        denoiser: Denoiser,
+        mine: Sequence[int],
+        prompts: int,
+        per_prompt: int,
+        processes: int = 1,
+    ) -> None:
+        images = min(DRIFT_IMAGES, prompts * per_prompt)
+        self.drift = Drift(policy, denoiser, sum(i < images for i in mine), -(-images // processes))
+        self._own = [i for i in mine if i < prompts * per_prompt]
+        self._prompts = prompts
+        self._seen = 0
+        self._found: list[tuple[int, Tensor, float, float]] = []
+
+    def look(self, images: Tensor) -> None:
+        """Take in the next images, [N, 3, H, W] in [0, 1]."""
+        numbers = self._own[self._seen : self._seen + len(images)]
+        self._seen += len(images)
+        if numbers:
+            images = images[: len(numbers)]
+            edges, entropies = edge_density(images).tolist(), histogram_entropy(images).tolist()
+            self._found += zip(numbers, thumbnails(images), edges, entropies, strict=True)
+
+    def finish(self, processes: Processes) -> dict[str, float]:
+        """The numbers by name, over the images of all processes; without those that these images do not have."""
+        found = sorted(processes.gather(self._found), key=lambda item: item[0])
+        drift = torch.tensor(processes.gather(self.drift.values.tolist()))
+        means = torch.tensor([item[2:] for item in found], dtype=torch.float64).mean(0).tolist()
+        measured = {
+            "diversity": diversity(torch.stack([item[1] for item in found]), self._prompts),
+            "edge_density": means[0],
+            "entropy": means[1],
+            "kl_to_base": drift.mean().item() if self.drift.denoiser.stochastic.any() else None,
+        }
+        return {name: value for name, value in measured.items() if value is not None}

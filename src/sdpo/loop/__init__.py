@@ -1,0 +1,1 @@
+"""A training epoch: batches, rollout, scoring, and the shuffled update, on one process's devices."""

@@ -1,0 +1,111 @@
+"""NaN and infinity, named where they begin: the tensor, the step, the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdpo.errors import DivergenceError
+from sdpo.method.types import Trajectories
+
+
+def not_finite(part: Trajectories) -> str | None:
+    """What of sampled trajectories is not finite, if anything is; the host waits for the device."""
+    for name, tensor in (("log-probability", part.log_prob), ("predicted clean latent", part.x0)):
+        if tensor is not None and not (finite := tensor.isfinite()).all():
+            group, branch, step = finite.reshape(*finite.shape[:3], -1).all(-1).logical_not().nonzero()[0].tolist()
+            return f"the {name} of step {step} of branch {branch} for prompt {part.prompts[group]!r}, while sampling,"
+    return None
+
+
+def check_images(images: Tensor, prompts: Sequence[str]) -> None:
+    """Refuse decoded images [N, 3, H, W] that are not finite, before a reward is blamed; the host waits for the device.
+
+    Raises:
+        DivergenceError: naming the prompt.
+    """
+    if not (finite := images.isfinite()).all():
+        prompt = prompts[int(finite.flatten(1).all(1).logical_not().nonzero()[0, 0])]
+        raise DivergenceError(
+            f"the image for prompt {prompt!r} has values that are not finite: the weights have diverged (lower "
+            "train.learning_rate), or the decoder's precision is too narrow (use a wider model.dtype)."
+        )
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    """The first value of an epoch's update that is not finite; the least of several is the cause.
+
+    Attributes:
+        optimizer_step: of the epoch, from 0.
+        rank: 0 a log-probability, 1 a loss, 2 a gradient.
+        what: the tensor, with its step and prompt.
+    """
+
+    optimizer_step: int
+    rank: int
+    what: str
+
+
+class Watch:
+    """Flags of one epoch's update. They stay on the device until the epoch is over, so that no step waits for them.
+
+    Args:
+        prompts: of the B groups.
+    """
+
+    def __init__(self, prompts: list[str]) -> None:
+        self._prompts = prompts
+        self._forward: list[tuple[int, slice, Tensor, Tensor]] = []  # optimizer step, groups, their steps, flags
+        self._norms: list[Tensor | None] = []
+        self._names: list[str] = []
+
+    def add(self, rows: slice, steps: Tensor, log_prob: Tensor, loss: Tensor) -> None:
+        """A micro-batch: n groups, the steps they are at (on the host), their log-probabilities [n, K], the loss."""
+        flags = torch.cat([log_prob.detach().isfinite().all(1), loss.detach().isfinite()[None]])
+        self._forward.append((len(self._norms), rows, steps, flags))
+
+    def spread(self, gradient: Tensor) -> None:
+        """Make a gradient NaN where a log-probability or loss of its minibatch is: averaging tells all processes."""
+        gradient[(0,) * gradient.ndim] += self.mark() - 1
+
+    def mark(self) -> Tensor:
+        """1, or NaN where a log-probability or loss of this minibatch so far is not finite."""
+        flags = torch.cat([flags for step, _, _, flags in self._forward if step == len(self._norms)])
+        return torch.where(flags.all(), 1.0, torch.nan)
+
+    def end_step(self, norms: Tensor | None, names: list[str]) -> None:
+        """An optimizer step is over: the norms of its gradients [P], or None where they may overflow; their names."""
+        self._norms.append(norms)
+        self._names = names
+
+    @property
+    def optimizer_steps(self) -> int:
+        """How many are over, made or skipped."""
+        return len(self._norms)
+
+    def finding(self) -> Finding | None:
+        """The first value that is not finite; the host waits for the device."""
+        found = [f for f in (self._forward_finding(), self._gradient_finding()) if f is not None]
+        return min(found, default=None)
+
+    def _forward_finding(self) -> Finding | None:
+        flags = torch.cat([own for *_, own in self._forward]).cpu().split([len(own) for *_, own in self._forward])
+        for (optimizer_step, rows, steps, _), own in zip(self._forward, flags, strict=True):
+            if own.all():
+                continue
+            at = [f"step {s} for prompt {p!r}" for s, p in zip(steps.tolist(), self._prompts[rows], strict=True)]
+            *fine, _ = own.tolist()
+            if not all(fine):
+                return Finding(optimizer_step, 0, f"the log-probability of {at[fine.index(False)]}")
+            return Finding(optimizer_step, 1, f"the loss of {', '.join(at)}")
+        return None
+
+    def _gradient_finding(self) -> Finding | None:
+        for optimizer_step, norms in enumerate(self._norms):
+            if norms is not None and not all(fine := norms.isfinite().tolist()):
+                return Finding(optimizer_step, 2, f"the gradient of {self._names[fine.index(False)]}")
+        return None

@@ -1,0 +1,50 @@
+"""The exponential moving average of the trained weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """Exponential moving average of parameters, with the usual warm-up of the decay.
+
+    Args:
+        parameters: averaged.
+        decay: after the warm-up; the first updates use min(decay, (1 + n) / (10 + n)).
+        changed: is told when the parameters have been set.
+    """
+
+    def __init__(
+        self, parameters: list[nn.Parameter], decay: float, changed: Callable[[], None] = lambda: None
+    ) -> None:
+        self.parameters = parameters
+        self.decay = decay
+        self._changed = changed
+        self.count = 0
+        self.average = [p.detach().clone() for p in parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the current weights in."""
+        self.count += 1
+        decay = min(self.decay, (1 + self.count) / (10 + self.count))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """A context in which the parameters hold the average."""
+        trained = [p.detach().clone() for p in self.parameters]
+        self._set(self.average)
+        try:
+            yield
+        finally:
+            self._set(trained)
+
+    @torch.no_grad()
+    def _set(self, values: list[Tensor]) -> None:
+        torch._foreach_copy_(list[Tensor](self.parameters), values)
+        self._changed()

@@ -1,0 +1,93 @@
+"""One or several weighted rewards as one number."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdpo.rewards import PlacedReward, Reward
+
+
+class RewardMix:
+    """One or several weighted rewards as one number.
+
+    A single reward passes through times its weight. Several are standardised first, each by the mean and std of all
+    its scores so far in the run, so that weights compare rewards of different scales.
+
+    Args:
+        rewards: callables by name.
+        weights: by the same names.
+    """
+
+    def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
+        self.rewards = {n: r if isinstance(r, PlacedReward) else PlacedReward(n, r) for n, r in rewards.items()}
+        self.weights = dict(weights)
+        # Count, mean and sum of squared deviations (Welford), in float64.
+        self._moments = {name: torch.zeros(3, dtype=torch.float64) for name in rewards}
+        self._pool = ThreadPoolExecutor(max(1, len(self.rewards)), "reward")  # starts a thread when one is needed
+
+    def start(
+        self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
+    ) -> Callable[[], dict[str, Tensor]]:
+        """Begin to score N images; remote rewards do so in the background.
+
+        Returns:
+            A call that waits and gives the raw scores of every reward, float32 [N] each.
+        """
+        background, found = {}, {}
+        for name, reward in self.rewards.items():
+            if reward.remote:
+                background[name] = self._pool.submit(reward, images.cpu(), prompts, metadata)
+        for name, reward in self.rewards.items():
+            if not reward.remote:
+                found[name] = reward(images, prompts, metadata)
+        device = images.device  # the images themselves need not wait
+
+        def wait() -> dict[str, Tensor]:
+            arrived = {name: future.result().to(device) for name, future in background.items()}
+            return {name: found[name] if name in found else arrived[name] for name in self.rewards}
+
+        return wait
+
+    @contextlib.contextmanager
+    def resident(self) -> Iterator[None]:
+        """A context in which offloaded reward models stay on their device."""
+        with contextlib.ExitStack() as stack:
+            for reward in self.rewards.values():
+                stack.enter_context(reward.resident())
+            yield
+
+    def observe(self, scores: Mapping[str, Tensor]) -> None:
+        """Take a global batch of raw scores into the running statistics."""
+        for name, values in scores.items():
+            new = values.detach().double().cpu()
+            count, mean, squares = self._moments[name].unbind()
+            total = count + len(new)
+            shift = new.mean() - mean
+            squares = squares + (new - new.mean()).square().sum() + shift.square() * count * len(new) / total
+            self._moments[name] = torch.stack([total, mean + shift * len(new) / total, squares])
+
+    def combine(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum, [N]."""
+        if len(self.rewards) == 1:
+            (name,) = self.rewards
+            return self.weights[name] * scores[name]
+        total = torch.zeros_like(next(iter(scores.values())))
+        for name, values in scores.items():
+            count, mean, squares = self._moments[name].tolist()
+            std = (squares / count) ** 0.5
+            total = total + self.weights[name] * (values - mean) / (std + 1e-6)
+        return total
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running statistics."""
+        return {"moments": dict(self._moments)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        self._moments = dict(state["moments"])

@@ -1,0 +1,172 @@
+"""Dual-state trajectory sampling: groups of branches that share a prompt and a starting noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from sdpo.backbones import Conditioning
+from sdpo.loop.policy import Policy, PromptEmbeddings, to_device
+from sdpo.method import gaussian, seeds
+from sdpo.method.denoisers import Denoiser, Transition
+from sdpo.method.types import Trajectories
+from sdpo.prompts import Prompt
+
+Watch = Callable[[slice, int, Tensor, Transition, Conditioning], None]
+"""Sees each step of a batch: which trajectories, i, x_i [N, C, H, W], the transition from it, and the conditioning."""
+
+
+def rollout(
+    policy: Policy,
+    denoiser: Denoiser,
+    embeddings: PromptEmbeddings,
+    prompts: Sequence[Prompt],
+    sample_index: Sequence[int],
+    *,
+    seed: int,
+    epoch: int,
+    branches: int,
+    micro_batch: int,
+    shared_noise: bool = True,
+    share_first_step: bool = False,
+) -> Iterator[Trajectories]:
+    """Sample B groups of K trajectories, a micro-batch at a time.
+
+    The noise of each comes from (seed, epoch, global sample index) alone.
+
+    Args:
+        policy: samples.
+        denoiser: the schedule of T steps.
+        embeddings: of the prompts.
+        prompts: B prompts.
+        sample_index: their B global indices.
+        seed: of the run.
+        epoch: of the run.
+        branches: K.
+        micro_batch: groups in one network call; changes speed and memory only.
+        shared_noise: the branches of a group begin at one latent; else at one each.
+        share_first_step: evaluate the network once a group at the first step, where all branches have the same latent.
+
+    Yields:
+        Trajectories of at most `micro_batch` groups, in order.
+    """
+    shape, device = policy.backbone.latent_shape, policy.backbone.device
+    for rows in _slices(len(prompts), micro_batch):
+        texts, index = [p.text for p in prompts[rows]], sample_index[rows]
+        keys = [(seed, epoch, i) for i in index]
+        own = 1 if shared_noise else branches  # starting latents a group
+        start = denoiser.initial_scale * to_device(
+            seeds.normal((own, *shape), [(*key, "start") for key in keys]).flatten(0, 1), device
+        )
+        noise = to_device(_noise((branches, *shape), keys, denoiser.num_steps).flatten(1, 2), device)
+        # Filled step by step: a list of steps, stacked in the end, would hold everything twice.
+        states = start.new_empty(len(index), branches, denoiser.num_steps + 1, *shape)
+        x0, log_prob = torch.empty_like(states[:, :, 1:]), start.new_empty(len(index), branches, denoiser.num_steps)
+        states[:, :, 0] = start.unflatten(0, (-1, own))
+        walk = _walk(policy, denoiser, embeddings, embeddings.rows(texts), start, noise, branches, share_first_step)
+        for step, (transition, following) in enumerate(walk):
+            density = gaussian.log_prob(following, transition.mean, transition.std)
+            log_prob[:, :, step] = density.unflatten(0, (-1, branches))
+            x0[:, :, step] = transition.x0.unflatten(0, (-1, branches))
+            states[:, :, step + 1] = following.unflatten(0, (-1, branches))
+        del noise
+        yield Trajectories(
+            prompts=texts,
+            metadata=[p.metadata for p in prompts[rows]],
+            sample_index=torch.tensor(list(index)),
+            states=states,
+            log_prob=log_prob,
+            stochastic=denoiser.stochastic,
+            x0=x0,
+            shared_first_step=share_first_step,
+        )
+
+
+def final_images(
+    policy: Policy,
+    denoiser: Denoiser,
+    embeddings: PromptEmbeddings,
+    prompts: Sequence[str],
+    image_seeds: Sequence[int],
+    micro_batch: int,
+    decode_batch: int = 32,
+    watch: Watch | None = None,
+) -> Iterator[Tensor]:
+    """Images of N single trajectories on fixed seeds, decoded from the last step's x̂.
+
+    Where the last step is deterministic, as with η = 0, its latents are the image, as in the pipeline's own call.
+
+    Image i depends on prompts[i], image_seeds[i] and the weights alone.
+
+    Yields:
+        float32 [n, 3, H, W] in [0, 1], n at most `micro_batch` and `decode_batch`, in order.
+    """
+    shape, device, noisy = policy.backbone.latent_shape, policy.backbone.device, denoiser.ends_random
+    for rows in _slices(len(prompts), micro_batch):
+        keys = [(i, "image") for i in image_seeds[rows]]
+        start = denoiser.initial_scale * to_device(seeds.normal(shape, [(*key, "start") for key in keys]), device)
+        noise = to_device(_noise(shape, keys, denoiser.num_steps), device)
+        places, x = embeddings.rows(prompts[rows]), start
+        for step, (transition, following) in enumerate(_walk(policy, denoiser, embeddings, places, start, noise)):
+            if watch is not None:
+                watch(rows, step, x, transition, embeddings.take(places))
+            last, x = (transition.x0 if noisy else following), following
+        for latents in last.split(decode_batch):
+            yield policy.backbone.decode(latents)
+
+
+def _walk(
+    policy: Policy,
+    denoiser: Denoiser,
+    embeddings: PromptEmbeddings,
+    prompt_rows: Tensor,
+    start: Tensor,
+    noise: Tensor,
+    branches: int = 1,
+    share_first_step: bool = False,
+) -> Iterator[tuple[Transition, Tensor]]:
+    """Each step's transition and the latents drawn from it.
+
+    Args:
+        policy: samples.
+        denoiser: the schedule of T steps.
+        embeddings: of the prompts.
+        prompt_rows: where those of n groups lie in it, [n].
+        start: x_0 of n groups, [n, C, H, W], or of their branches, [n K, C, H, W].
+        noise: of each step, [T, n K, C, H, W].
+        branches: K.
+        share_first_step: see `rollout`.
+
+    Yields:
+        A transition of n K latents, and these, [n K, C, H, W].
+    """
+    with policy.no_gradient():
+        single = embeddings.take(prompt_rows)
+        conditioning = {name: rows.repeat_interleave(branches, 0) for name, rows in single.items()}
+        expand = torch.arange(len(prompt_rows), device=start.device).repeat_interleave(branches)
+        indices = torch.arange(denoiser.num_steps, device=start.device)
+        x = start if share_first_step or len(start) == len(expand) else start[expand]
+    for step in range(denoiser.num_steps):
+        shared = share_first_step and step == 0
+        with policy.no_gradient():
+            transition = policy.transition(
+                denoiser, x, indices[step].expand(len(x)), single if shared else conditioning
+            )
+            if shared:
+                transition = transition[expand]
+            x = gaussian.sample(transition.mean, transition.std, noise[step])
+        yield transition, x
+
+
+def _noise(shape: tuple[int, ...], keys: Sequence[tuple[int | str, ...]], num_steps: int) -> Tensor:
+    """Every sample's noise of all steps at once, [T, n, *shape]: nothing the loop over steps would have to wait for."""
+    noise = torch.empty(num_steps, len(keys), *shape)
+    for step in range(num_steps):
+        noise[step] = seeds.normal(shape, [(*key, f"step {step}") for key in keys])
+    return noise
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))

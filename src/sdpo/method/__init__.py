@@ -1,0 +1,1 @@
+"""The method of the paper in pure torch: types, schedules, dense rewards, credit, advantages, objectives."""

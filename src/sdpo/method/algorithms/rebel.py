@@ -1,0 +1,96 @@
+"""REBEL (Gao et al. 2024, arXiv 2404.16767) and its proximal variant PRDP (Deng et al. 2024, arXiv 2402.08714).
+
+Both regress the difference of two trajectories' rewards on the difference of their log-probabilities. The square
+couples all steps of a trajectory; the update still needs the memory of one step (see `Updater`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from sdpo.method.algorithms.base import Algorithm, Credit, RewardPlan, branch_pairs, check_fields
+from sdpo.method.types import LossOutput, TrajectoryBatch
+
+
+def regression_loss(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    log_ratio_scale: float = 1.0,
+    clip_range: float = 0.0,
+) -> LossOutput:
+    """Mean ((1/η) Σ_i Δρ_i − ΔA)² over pairs of branches; the larger of that and of its clipped form, if ε > 0.
+
+    ρ_i = ℓ_i(θ) − ℓ_i(old); the clipped form clamps each ρ_i to ± ε first.
+
+    Args:
+        log_prob: ℓ(θ), mean over latent elements, [B, K, T].
+        old_log_prob: ℓ(old), [B, K, T].
+        advantage: A of the whole trajectory, [B, K].
+        mask: 1 for steps that count, [T].
+        log_ratio_scale: η.
+        clip_range: ε; 0 switches the clipped term off (REBEL).
+
+    Returns:
+        The scalar loss with metrics `loss`, `clip_fraction` (share of pairs whose clipped term exceeds the unclipped
+        one), `log_ratio_difference` (mean |Σ_i Δρ_i|) and `approx_kl` (mean ρ²/2 of a step).
+    """
+    log_ratio = (log_prob - old_log_prob) * mask.to(log_prob.dtype)
+    target = branch_pairs(advantage)  # [B, P]
+    difference = branch_pairs(log_ratio.sum(-1))
+    error = (difference / log_ratio_scale - target).square()
+    worst, clipped_more = error, torch.zeros_like(error)
+    if clip_range > 0:
+        clipped = branch_pairs(log_ratio.clamp(-clip_range, clip_range).sum(-1))
+        clipped_error = (clipped / log_ratio_scale - target).square()
+        worst = torch.maximum(error, clipped_error)
+        clipped_more = (clipped_error > error).float()
+    loss = worst.mean()
+    metrics = {
+        "loss": loss,
+        "clip_fraction": clipped_more.mean(),
+        "log_ratio_difference": difference.abs().mean(),
+        "approx_kl": 0.5 * log_ratio.square().sum() / (mask.sum().clamp(min=1) * log_ratio[..., 0].numel()),
+    }
+    return LossOutput(loss, {name: value.detach() for name, value in metrics.items()})
+
+
+@dataclass(frozen=True)
+class REBEL(Algorithm[TrajectoryBatch]):
+    """The published setting of the final image's reward; see `regression_loss`."""
+
+    unit: ClassVar[Literal["step", "trajectory"]] = "trajectory"
+
+    log_ratio_scale: float = 1.0
+    clip_range: float = 0.0
+    discount: float = 1.0
+    reward_plan: RewardPlan = "final"
+    branches: int = 2
+    credit: Credit = "step"
+
+    def __post_init__(self) -> None:
+        check_fields(self, type(self).__name__.lower(), branches=2)
+
+    def loss(self, batch: TrajectoryBatch) -> LossOutput:
+        """`regression_loss` with this setting."""
+        return regression_loss(
+            batch.log_prob,
+            batch.old_log_prob,
+            batch.advantage,
+            batch.mask,
+            log_ratio_scale=self.log_ratio_scale,
+            clip_range=self.clip_range,
+        )
+
+
+@dataclass(frozen=True)
+class PRDP(REBEL):
+    """REBEL with proximal clipping of every step's log-ratio, at the published range."""
+
+    clip_range: float = 1e-4

@@ -1,0 +1,190 @@
+"""ImageReward v1.0 (Xu et al. 2023, arXiv 2304.05977): BLIP with a linear head; about -2 … 2.
+
+Kept in float32: bfloat16 would cost 3 % of the score's spread.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdpo.errors import UserError
+from sdpo.rewards.models.clip import Mode
+from sdpo.rewards.models.heads import LinearHead, collapse
+from sdpo.rewards.models.pixels import Resize, model_pixels
+from sdpo.rewards.models.weights import build_with, locate, read_tensors
+
+MEAN, STD = 0.16717362830052426, 1.0333394966054072
+_TOKENS = 35
+
+VISION: dict[str, Any] = dict(
+    hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=224,
+    patch_size=16, hidden_act="gelu", layer_norm_eps=1e-6,
+)  # fmt: skip
+TEXT: dict[str, Any] = dict(
+    vocab_size=30524, hidden_size=768, encoder_hidden_size=1024, intermediate_size=3072, num_hidden_layers=12,
+    num_attention_heads=12, max_position_embeddings=512, hidden_act="gelu", layer_norm_eps=1e-12, pad_token_id=0,
+    bos_token_id=30522, sep_token_id=102,
+)  # fmt: skip
+
+_VISION_NAMES = (
+    (r"^cls_token$", "embeddings.class_embedding"),
+    (r"^pos_embed$", "embeddings.position_embedding"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embedding."),
+    (r"^blocks\.(\d+)\.norm([12])\.", r"encoder.layers.\1.layer_norm\2."),
+    (r"^blocks\.(\d+)\.attn\.qkv\.", r"encoder.layers.\1.self_attn.qkv."),
+    (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layers.\1.self_attn.projection."),
+    (r"^blocks\.(\d+)\.mlp\.", r"encoder.layers.\1.mlp."),
+    (r"^norm\.", "post_layernorm."),
+)
+# The projections of BLIP's contrastive loss, and a buffer: no part of the score.
+_UNUSED = re.compile(r"^blip\.(vision_proj\.|text_proj\.|text_encoder\.embeddings\.position_ids$)")
+
+
+def split_checkpoint(
+    state: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of the vision model, the text model (both under transformers' names) and the head.
+
+    Raises:
+        UserError: if a key belongs to none of them.
+    """
+    vision: dict[str, Tensor] = {}
+    text: dict[str, Tensor] = {}
+    head: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if _UNUSED.match(key):
+            continue
+        if key.startswith("blip.visual_encoder."):
+            vision[_renamed(key.removeprefix("blip.visual_encoder."))] = value
+        elif key.startswith("blip.text_encoder."):
+            text[key.removeprefix("blip.text_encoder.")] = value
+        elif key.startswith("mlp."):
+            head[key.removeprefix("mlp.")] = value
+        else:
+            raise UserError(f"imagereward: unexpected key {key!r}: not ImageReward's checkpoint")
+    return vision, text, head
+
+
+def _renamed(key: str) -> str:
+    for pattern, replacement in _VISION_NAMES:
+        new, count = re.subn(pattern, replacement, key)
+        if count:
+            return new
+    return key  # refused by the strict loading that follows
+
+
+class ImageReward:
+    """BLIP's text encoder looks at the image; its first token is scored.
+
+    Args:
+        vision: a `BlipVisionModel`.
+        text: a `BlipTextModel` with cross-attention.
+        head: of the text's hidden size.
+        tokenizer: a BERT tokenizer.
+        mode: `official` subtracts the published mean and divides by the published deviation; `sdpo` is the raw score.
+        resize: see `model_pixels`.
+    """
+
+    def __init__(
+        self,
+        vision: nn.Module,
+        text: nn.Module,
+        head: LinearHead,
+        tokenizer: Any,
+        *,
+        mode: Mode = "official",
+        resize: Resize = "float",
+    ) -> None:
+        self.vision: Any = vision
+        self.text: Any = text
+        self.head = head
+        self.tokenizer = tokenizer
+        self.mode = mode
+        self.resize = resize
+
+    def to(self, device: torch.device | str) -> ImageReward:
+        """Move the weights."""
+        for module in (self.vision, self.text, self.head):
+            module.to(device)
+        return self
+
+    def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
+        """[N]."""
+        device = self.head.weight.device
+        size = self.vision.config.image_size
+        pixels = model_pixels(images.to(device), size, "clip" if self.mode == "official" else "hf", self.resize)
+        return self.score_pixels(pixels, *self.tokenize(prompts))
+
+    def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, [N, 35] each."""
+        length = min(_TOKENS, self.text.config.max_position_embeddings)
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
+        device = self.head.weight.device
+        return tokens.input_ids.to(device), tokens.attention_mask.to(device)
+
+    def score_pixels(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Scores [N] of normalised pixels [N, 3, S, S] and tokens [N, L]."""
+        raw = self.head(self.text_features(pixels, input_ids, attention_mask))
+        return raw if self.mode == "sdpo" else (raw - MEAN) / STD
+
+    def text_features(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The text model's last state at its first token, [N, D]."""
+        image = self.vision(pixel_values=pixels).last_hidden_state
+        output = self.text(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            encoder_hidden_states=image,
+            encoder_attention_mask=torch.ones(image.shape[:2], dtype=torch.long, device=image.device),
+            is_decoder=False,  # cross-attention, but the text sees itself in both directions
+        )
+        return output.last_hidden_state[:, 0]
+
+
+def build_models(
+    state: Mapping[str, Tensor], vision: Mapping[str, Any], text: Mapping[str, Any], where: str
+) -> tuple[nn.Module, nn.Module, LinearHead]:
+    """The three parts with a checkpoint's weights.
+
+    Args:
+        state: the checkpoint.
+        vision: keyword arguments of `BlipVisionConfig`.
+        text: keyword arguments of `BlipTextConfig`.
+        where: the file, for messages.
+
+    Raises:
+        UserError: if the weights are not theirs.
+    """
+    from transformers import BlipTextModel, BlipVisionConfig, BlipVisionModel
+    from transformers.models.blip.configuration_blip import BlipTextConfig
+
+    vision_state, text_state, head_state = split_checkpoint(state)
+    vision_config = BlipVisionConfig(**vision)
+    text_config = BlipTextConfig(**text, is_decoder=True)  # which creates the cross-attention
+    return (
+        build_with(lambda: BlipVisionModel(vision_config), vision_state, where),
+        build_with(lambda: BlipTextModel(text_config, add_pooling_layer=False), text_state, where),
+        LinearHead(*collapse(head_state, where)),
+    )
+
+
+def load(
+    device: str = "cpu", *, path: str | None = None, mode: Mode = "official", resize: Resize = "float"
+) -> ImageReward:
+    """From the hub, or a folder with its files.
+
+    Raises:
+        UserError: see `locate`, `read_tensors`, `build_models`.
+    """
+    from transformers import BertTokenizer
+
+    files = locate("imagereward", path)
+    parts = build_models(read_tensors(files["ImageReward.pt"]), VISION, TEXT, str(files["ImageReward.pt"]))
+    tokenizer = BertTokenizer(vocab=str(files["vocab.txt"]))
+    return ImageReward(*parts, tokenizer, mode=mode, resize=resize).to(device)

@@ -1,0 +1,1 @@
+"""Rewards that run elsewhere: HTTP servers, vision-language models, Ray actors."""

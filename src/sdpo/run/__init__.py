@@ -1,0 +1,1 @@
+"""A run's directory: checkpoints, metrics, trackers, and the record of its result."""

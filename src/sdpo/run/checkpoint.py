@@ -1,0 +1,192 @@
+"""Checkpoints: a folder an epoch, whole or not there, verified by checksums; nothing is pickled that is not data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sdpo.errors import UserError
+from sdpo.system.durable import WRITE_ERRORS, recover_folder, replace_folder, sha256
+
+_CHECKSUMS = "checksums.json"
+_NEEDED = {"weights.safetensors", "state.pt", "info.json"}
+
+
+@dataclass
+class Checkpoint:
+    """What a run needs to go on.
+
+    Attributes:
+        epoch: the epoch that was finished.
+        weights: trained parameters by name, float32.
+        ema: their average, or empty.
+        state: optimizer, schedules and statistics; tensors and plain containers.
+        score: evaluated gain at this epoch, or None where it was not evaluated.
+    """
+
+    epoch: int
+    weights: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    state: dict[str, Any]
+    score: float | None = None
+
+    def copy(self) -> Checkpoint:
+        """One of its own tensors, on the CPU, which further training does not change."""
+        return replace(self, weights=_copied(self.weights), ema=_copied(self.ema), state=_copied(self.state))
+
+
+class CheckpointStore:
+    """`checkpoints/<epoch>/` of a run.
+
+    Args:
+        root: the folder.
+        keep_last: newest ones that stay.
+        keep_best: best evaluated ones that stay besides.
+    """
+
+    def __init__(self, root: Path, keep_last: int = 3, keep_best: int = 1) -> None:
+        self.root = root
+        self.keep_last = keep_last
+        self.keep_best = keep_best
+        self._whole: dict[int, bool] = {}  # those that this process wrote or verified
+
+    def epochs(self) -> list[int]:
+        """Epochs with a checkpoint, ascending, be it damaged or not."""
+        return sorted(int(p.name) for p in self.root.glob("*") if p.name.isdecimal()) if self.root.is_dir() else []
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint; it appears whole or not at all.
+
+        Raises:
+            UserError: if the disk is full or not writable; earlier checkpoints stay.
+        """
+        target, temporary = self.root / str(checkpoint.epoch), self.root / f"{checkpoint.epoch}.tmp"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            _write(checkpoint, temporary)
+            replace_folder(temporary, target)
+        except (*WRITE_ERRORS, RuntimeError) as error:  # torch.save has the last for a disk that is full
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise UserError(
+                f"the checkpoint of epoch {checkpoint.epoch} cannot be written to {target}: {error} "
+                f"({_free(self.root)}). Earlier checkpoints are intact; mend it and repeat the command to resume."
+            ) from error
+        self._whole[checkpoint.epoch] = True
+        self._prune()
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; says on stderr which newer ones are damaged. None where there is none.
+
+        Raises:
+            UserError: if there are some and none of them is whole.
+        """
+        for aside in self.root.glob("*.old"):
+            recover_folder(aside.with_suffix(""))
+        for leftover in [*self.root.glob("*.old"), *self.root.glob("*.tmp")]:  # of a save that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        damaged: list[UserError] = []
+        for epoch in reversed(self.epochs()):
+            try:
+                found = self.load(epoch)
+            except UserError as error:
+                damaged.append(error)
+                continue
+            if damaged:
+                reasons = "\n".join(map(str, damaged))
+                print(f"sdpo: warning: {reasons}\nGoing on from the one of epoch {epoch}.", file=sys.stderr)
+            self._prune()  # a kill may have come before it
+            return found
+        if damaged:
+            reasons = "\n".join(map(str, damaged))
+            raise UserError(
+                f"none of the checkpoints in {self.root} can be read:\n{reasons}\n"
+                "Delete that folder to begin anew, or name another --output-dir."
+            )
+        return None
+
+    def load(self, epoch: int) -> Checkpoint:
+        """Read a checkpoint.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        folder = self.root / str(epoch)
+        damage = self._verify(epoch)
+        if damage is not None:
+            raise UserError(f"the checkpoint {folder} is damaged: {damage}")
+        ema = folder / "ema.safetensors"
+        return Checkpoint(
+            epoch=epoch,
+            weights=load_file(folder / "weights.safetensors"),
+            ema=load_file(ema) if ema.exists() else {},
+            state=torch.load(folder / "state.pt", weights_only=True, map_location="cpu"),
+            score=json.loads((folder / "info.json").read_text())["score"],
+        )
+
+    def _verify(self, epoch: int) -> str | None:
+        """What is wrong with a checkpoint, if anything is."""
+        folder = self.root / str(epoch)
+        try:
+            expected = json.loads((folder / _CHECKSUMS).read_text(encoding="utf-8"))
+            missing = sorted(_NEEDED - set(expected))
+            wrong = missing or [name for name in sorted(expected) if sha256(folder / name) != expected[name]]
+            damage = f"{', '.join(wrong)} does not have the checksum it was written with" if wrong else None
+        except (OSError, ValueError, TypeError) as error:  # not there, not readable, not JSON, not a mapping
+            damage = str(error)
+        self._whole[epoch] = damage is None
+        return damage
+
+    def _prune(self) -> None:
+        """Delete all but the newest and the best; a damaged one counts for neither, and goes once a newer is whole."""
+        epochs = self.epochs()
+        whole = [e for e in epochs if (self._whole[e] if e in self._whole else self._verify(e) is None)]
+        keep = set(whole[-self.keep_last :])
+        if self.keep_best:
+            scored = [(s, e) for e in whole if (s := self._score(e)) is not None]
+            keep |= {e for _, e in sorted(scored)[-self.keep_best :]}
+        for epoch in epochs:
+            if epoch not in keep and epoch < whole[-1]:
+                shutil.rmtree(self.root / str(epoch), ignore_errors=True)
+
+    def _score(self, epoch: int) -> float | None:
+        score = json.loads((self.root / str(epoch) / "info.json").read_text())["score"]
+        return None if score is None else float(score)
+
+
+def _write(checkpoint: Checkpoint, folder: Path) -> None:
+    save_file(_portable(checkpoint.weights), folder / "weights.safetensors")
+    if checkpoint.ema:
+        save_file(_portable(checkpoint.ema), folder / "ema.safetensors")
+    torch.save(checkpoint.state, folder / "state.pt")
+    (folder / "info.json").write_text(json.dumps({"epoch": checkpoint.epoch, "score": checkpoint.score}))
+    sums = {file.name: sha256(file) for file in sorted(folder.iterdir())}
+    (folder / _CHECKSUMS).write_text(json.dumps(sums, indent=1))
+
+
+def _portable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return type(value)(map(_copied, value)) if isinstance(value, list | tuple) else value
+
+
+def _free(folder: Path) -> str:
+    """How much space there is where a folder lies, for a message."""
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e6:.0f} MB free there"
+    except OSError:
+        return "which cannot be looked at"

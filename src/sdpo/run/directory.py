@@ -1,0 +1,131 @@
+"""The layout of a run's directory: every file name stands here once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_EPOCH = "epoch_"
+_STEPS = "steps_"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of a run's files; nothing is created or read.
+
+    Attributes:
+        path: the directory itself, which `--output-dir` names.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The directory's own name, without the folders above it."""
+        return self.path.resolve().name
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration; a directory that has one is a run."""
+        return self.path / "config.yaml"
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run has written its configuration here."""
+        return self.config.is_file()
+
+    @property
+    def environment(self) -> Path:
+        """Versions, device, number of processes, and the format of the directory."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object an epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints, one folder an epoch."""
+        return self.path / "checkpoints"
+
+    @property
+    def stopped(self) -> Path:
+        """The record of a run that a stopping rule ended."""
+        return self.path / "stopped.json"
+
+    @property
+    def lock(self) -> Path:
+        """The file that a running process locks."""
+        return self.path / ".lock"
+
+    @property
+    def lora(self) -> Path:
+        """The result of a run that trains a LoRA."""
+        return self.path / "lora"
+
+    @property
+    def model(self) -> Path:
+        """The result of a run that trains all weights."""
+        return self.path / "model"
+
+    @property
+    def staging(self) -> Path:
+        """The folder in which a result is written before it replaces the last one."""
+        return self.path / "result.tmp"
+
+    @property
+    def report(self) -> Path:
+        """The self-contained HTML page."""
+        return self.path / "report.html"
+
+    @property
+    def curves(self) -> Path:
+        """The learning curves as a picture."""
+        return self.path / "curves.png"
+
+    @property
+    def samples(self) -> Path:
+        """Images of the base and the tuned model, side by side."""
+        return self.path / "samples.png"
+
+    @property
+    def evaluate_output(self) -> Path:
+        """The file that `sdpo evaluate` writes by default."""
+        return self.path / "evaluation.json"
+
+    @property
+    def evaluations(self) -> Path:
+        """The folder of the evaluations that training made."""
+        return self.path / "evaluation"
+
+    def evaluation(self, epoch: int) -> Path:
+        """The scores of an epoch's evaluation."""
+        return self.evaluations / f"{_EPOCH}{epoch:04d}.json"
+
+    def evaluation_files(self) -> Iterator[Path]:
+        """The scores of all evaluations, by epoch."""
+        yield from sorted(self.evaluations.glob(f"{_EPOCH}*.json"))
+
+    def evaluations_after(self, epoch: int) -> Iterator[Path]:
+        """Files and folders of evaluations after `epoch`, and of half-written ones."""
+        for path in self.evaluations.glob(f"{_EPOCH}*"):
+            number = path.stem.removeprefix(_EPOCH)
+            if not number.isdecimal() or int(number) > epoch:
+                yield path
+
+    def export(self, form: str) -> Path:
+        """The default folder of an export."""
+        return self.path / "export" / form
+
+
+def strip(evaluation: Path, steps: int) -> Path:
+    """The picture with an evaluation's first images at a number of steps, beside the file with its scores."""
+    return evaluation.with_suffix("") / f"{_STEPS}{steps}.png"
+
+
+def strips(evaluation: Path) -> dict[int, Path]:
+    """All pictures of an evaluation by number of steps, ascending."""
+    found = {file.stem.removeprefix(_STEPS): file for file in evaluation.with_suffix("").glob(f"{_STEPS}*.png")}
+    return {steps: found[str(steps)] for steps in sorted(int(name) for name in found if name.isdecimal())}

@@ -1,0 +1,1 @@
+"""Files, locks, signals and devices: the operating system's side."""

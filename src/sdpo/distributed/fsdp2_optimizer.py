@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sdpo.distributed import fsdp2 as sharded
 from sdpo.errors import UserError
-from sdpo.loop.divergence import Watch
+from sdpo.loop.divergence import FiniteWatch
 from sdpo.loop.optimizer import Make, Optimization
 
 
@@ -62,12 +62,12 @@ class ShardedOptimization(SharedOptimization):
         self.processes = processes
         super().__init__(main, parameters, make, **options)
 
-    def backward(self, loss: Tensor, watch: Watch, last: bool) -> None:
+    def backward(self, loss: Tensor, watch: FiniteWatch, last: bool) -> None:
         """See `Optimization.backward`; gradients are averaged while they come."""
         del last
         (loss * watch.mark()).backward()  # type: ignore[no-untyped-call]
 
-    def step(self, watch: Watch) -> Tensor:
+    def step(self, watch: FiniteWatch) -> Tensor:
         """See `Optimization.step`."""
         for parameter, tensor in zip(self.parameters, self.tensors, strict=True):
             if sharded.local(parameter).data_ptr() != tensor.data_ptr():
@@ -77,7 +77,7 @@ class ShardedOptimization(SharedOptimization):
                 parameter.grad = None
         return super().step(watch)
 
-    def _reduce(self, gradients: list[Tensor], watch: Watch) -> Tensor:
+    def _reduce(self, gradients: list[Tensor], watch: FiniteWatch) -> Tensor:
         squares = torch.stack(torch._foreach_norm(gradients)).square()
         return (self.all_reduce(squares) * self.processes).sqrt()
 
@@ -157,7 +157,7 @@ class ZeROOptimization(SharedOptimization):
             model=nn.ParameterList(self.parameters), optimizer=self.optimizer, config=config, dist_init_required=False
         )
 
-    def backward(self, loss: Tensor, watch: Watch, last: bool) -> None:
+    def backward(self, loss: Tensor, watch: FiniteWatch, last: bool) -> None:
         """See `Optimization.backward`."""
         self._backward(loss * watch.mark(), last)
 
@@ -165,7 +165,7 @@ class ZeROOptimization(SharedOptimization):
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self, watch: Watch) -> Tensor:
+    def step(self, watch: FiniteWatch) -> Tensor:
         """See `Optimization.step`; DeepSpeed reads the norm on the host."""
         self.engine.step()
         norm = torch.as_tensor(float(self.engine.get_global_grad_norm()), device=self.tensors[0].device)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from sdpo.assembly.build import decode_batch_of, memory_knobs
+from sdpo.assembly.micro_batches import MicroBatches, decode_batch
 from sdpo.config.schema import Config
 from sdpo.estimate.model_sizes import ModelSize, latent_shape, model_size
 from sdpo.rewards.models.weights import SOURCES
@@ -160,7 +160,7 @@ def estimate(config: Config, processes: int = 1) -> Estimate | None:
             f"latents of {' × '.join(map(str, shape))}",
             f"{micro} group{'s' * (micro > 1)} of {samples} samples"
             + (", recomputed" if config.train.gradient_checkpointing else ""),
-            f"{decode_batch_of(config, size.size)} images of {size.size[0]} × {size.size[1]}",
+            f"{decode_batch(config, size.size)} images of {size.size[0]} × {size.size[1]}",
         ),
     )
 
@@ -197,6 +197,24 @@ def _micro(setting: Literal["auto"] | int) -> int:
 def _decoding(config: Config, size: ModelSize, half: int) -> int:
     """For each image four maps of the widest full-resolution layer: three live, one workspace; large ones are tiled."""
     height, width = size.size
-    images = decode_batch_of(config, size.size) if height * width <= 1024**2 else 1
+    images = decode_batch(config, size.size) if height * width <= 1024**2 else 1
     pixels = min(height * width, 1024**2)
     return images * 4 * size.channels * pixels * (4 if size.upcasts else half)
+
+
+def memory_knobs(config: Config, now: MicroBatches | None = None) -> str:
+    """List the settings to change when memory runs out, from the cheapest on.
+
+    Args:
+        config: the configuration of a run.
+        now: the micro-batches that `auto` found, where they are known.
+    """
+    scoring = config.scoring
+    update, sample = (now.update, now.sample) if now else (config.train.micro_batch, config.sample.micro_batch)
+    return (
+        f"These do not change the result (in half precision the first two must be equal): train.micro_batch (now "
+        f"{update}), sample.micro_batch (now {sample}), train.gradient_checkpointing=true, scoring.decode_batch (now "
+        f"{scoring.decode_batch}), scoring.batch_size (now {scoring.batch_size}), scoring.offload=true, "
+        "model.text_encoders=cpu. These do: model.dtype=bfloat16, model.quantize=int8 or nf4, "
+        "train.optimizer=adamw8bit, a smaller lora.rank, model.height and model.width."
+    )

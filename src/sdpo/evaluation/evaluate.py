@@ -1,197 +1,166 @@
-"""Scores at each number of steps on fixed prompts and seeds."""
+"""Draws images of fixed prompts and seeds at each number of steps, scores them, and measures the monitors."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from sdpo.distributed.processes import Processes
-from sdpo.errors import UserError
 from sdpo.evaluation.monitors import Monitors
+from sdpo.evaluation.record import ImageScores
 from sdpo.loop.divergence import check_images
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.loop.rollout import final_images
 from sdpo.prompts import Prompt
-from sdpo.rewards import PlacedReward
-from sdpo.system.durable import sync_tree, write_whole
+from sdpo.rewards.base import PlacedReward
 
 TILES = 12
+"""Images that are shown at each number of steps: the first ones."""
 
 
-@dataclass
-class Evaluation:
-    """Scores of N fixed images at each number of steps.
+@dataclass(frozen=True)
+class Drawing:
+    """How images are drawn.
 
     Attributes:
-        prompts: N texts.
-        seeds: N image seeds.
-        scores: by reward, by number of steps, N scores.
-        tiles: the first images at each number of steps, uint8 [n, H, W, 3].
-        monitors: by name, by number of steps; see `monitors`.
-        monitored: images a prompt that they were measured on.
+        policy: the model.
+        embeddings: the embeddings of the prompts.
+        eta: the noise level of the sampler.
+        micro_batch: trajectories a network call.
+        decode_batch: images a decoder call.
+        processes: the processes that share the work.
     """
 
-    prompts: list[str]
-    seeds: list[int]
-    scores: dict[str, dict[int, list[float]]]
+    policy: Policy
+    embeddings: PromptEmbeddings
+    eta: float
+    micro_batch: int
+    decode_batch: int
+    processes: Processes
+
+
+@dataclass(frozen=True)
+class EvaluatedImages:
+    """What an evaluation of one set of prompts found.
+
+    Attributes:
+        scores: the scores of all images.
+        tiles: the first images by number of steps, uint8 [n, H, W, 3].
+        monitors: by name, by number of steps; empty where none was asked for.
+    """
+
+    scores: ImageScores
     tiles: dict[int, Tensor] = field(default_factory=dict)
     monitors: dict[str, dict[int, float]] = field(default_factory=dict)
-    monitored: int = 0
-
-    def mean(self, reward: str, steps: int) -> float:
-        """Mean score."""
-        values = self.scores[reward][steps]
-        return sum(values) / len(values)
-
-    def metrics(self) -> dict[str, float]:
-        """`eval/<reward>/<steps>` means, and `monitor/<name>/<steps>`."""
-        scores = {f"eval/{r}/{s}": self.mean(r, s) for r, by_steps in self.scores.items() for s in by_steps}
-        return scores | {f"monitor/{n}/{s}": v for n, by_steps in self.monitors.items() for s, v in by_steps.items()}
-
-    def as_json(self) -> dict[str, Any]:
-        """A plain mapping; step counts become strings."""
-        scores = {r: {str(s): v for s, v in by.items()} for r, by in self.scores.items()}
-        record: dict[str, Any] = {"prompts": self.prompts, "seeds": self.seeds, "scores": scores}
-        if self.monitored:
-            record["monitored"] = self.monitored
-            record["monitors"] = {n: {str(s): v for s, v in by.items()} for n, by in self.monitors.items()}
-        return record
 
 
 def evaluate(
-    policy: Policy,
-    embeddings: PromptEmbeddings,
+    drawing: Drawing,
     prompts: Sequence[Prompt],
     rewards: Mapping[str, PlacedReward],
     *,
     steps: Sequence[int],
     images_per_prompt: int,
-    eta: float,
-    micro_batch: int,
-    decode_batch: int = 32,
-    processes: Processes,
     monitored: int = 0,
-) -> Evaluation:
-    """Sample every prompt `images_per_prompt` times at each number of steps, score the images, and look at them.
+) -> EvaluatedImages:
+    """Draw every prompt `images_per_prompt` times at each number of steps, score the images, and measure the monitors.
 
-    Image i has seed i, whatever the weights, the number of steps, or the number of processes: two evaluations of
-    one prompt list pair up image by image, and one with fewer images a prompt is a prefix of one with more. Images
-    come from the last step's x̂ of the stochastic sampler. The monitors are of the first `monitored` images a prompt.
+    Image i has seed i, whatever the weights, the number of steps, or the number of processes: two evaluations of one
+    list of prompts pair up image by image, and one with fewer images a prompt is a prefix of one with more. Images are
+    decoded from the last step's x̂ of the stochastic sampler.
+
+    Args:
+        drawing: the model and how it draws.
+        prompts: the prompts.
+        rewards: the rewards that score the images, by name.
+        steps: the numbers of steps.
+        images_per_prompt: images a prompt.
+        monitored: the monitors are measured on the first so many images of each prompt; 0 measures none.
 
     Raises:
         DivergenceError: if an image is not finite.
         RewardError: if a reward fails.
     """
-    everything = list(prompts) * images_per_prompt
-    image_seeds = list(range(len(everything)))
-    mine = image_seeds[processes.rank :: processes.count]
-    # Sharded networks must be called equally often everywhere: who has one image less draws the first once more.
-    drawn = mine + [0] * (-(-len(image_seeds) // processes.count) - len(mine))
-    texts = [everything[i].text for i in drawn]
-    metadata = [everything[i].metadata for i in mine]
-    result = Evaluation([p.text for p in everything], image_seeds, {name: {} for name in rewards}, monitored=monitored)
+    images = _Share(list(prompts) * images_per_prompt, drawing.processes)
+    found = EvaluatedImages(ImageScores(images.texts, images.seeds, {name: {} for name in rewards}))
     with contextlib.ExitStack() as stack:
         for reward in rewards.values():
             stack.enter_context(reward.resident())
         for count in steps:
-            denoiser = policy.backbone.denoiser(count, eta)
-            scores: dict[str, list[float]] = {name: [] for name in rewards}
-            shown: list[tuple[int, Tensor]] = []
-            done = 0
-            monitors = Monitors(policy, denoiser, mine, len(prompts), monitored, processes.count) if monitored else None
-            watch = monitors.drift if monitors else None
-            for images in final_images(policy, denoiser, embeddings, texts, drawn, micro_batch, decode_batch, watch):
-                rows = slice(done, min(done + len(images), len(mine)))
-                done, images = rows.stop, images[: rows.stop - rows.start]
-                if not len(images):
-                    continue
-                check_images(images, texts[rows])
-                if monitors:
-                    monitors.look(images)
-                for name, reward in rewards.items():
-                    scores[name] += reward(images, texts[rows], metadata[rows]).tolist()
-                pixels = zip(mine[rows], images, strict=True)
-                shown += [(i, (image * 255).round().byte().cpu()) for i, image in pixels if i < TILES]
+            monitors = _monitors(drawing, count, images, len(prompts), monitored) if monitored else None
+            scores, tiles = _draw_and_score(drawing, count, images, rewards, monitors)
             for name, values in scores.items():
-                gathered = dict(processes.gather(list(zip(mine, values, strict=True))))
-                result.scores[name][count] = [gathered[i] for i in image_seeds]
-            tiles = dict(processes.gather(shown))
-            result.tiles[count] = torch.stack([tiles[i] for i in sorted(tiles)]).permute(0, 2, 3, 1)
-            for name, value in (monitors.finish(processes) if monitors else {}).items():
-                result.monitors.setdefault(name, {})[count] = value
-    return result
+                gathered = dict(drawing.processes.gather(list(zip(images.mine, values, strict=True))))
+                found.scores.scores[name][count] = np.array([gathered[i] for i in images.seeds], dtype=np.float64)
+            shown = dict(drawing.processes.gather(tiles))
+            found.tiles[count] = torch.stack([shown[i] for i in sorted(shown)]).permute(0, 2, 3, 1)
+            for name, value in (monitors.finish(drawing.processes) if monitors else {}).items():
+                found.monitors.setdefault(name, {})[count] = value
+    return found
 
 
-def weighted_gain(base: Evaluation, now: Evaluation, weights: Mapping[str, float]) -> float | None:
-    """How much better the weighted rewards are than the base model's, in the base's standard deviations.
+class _Share:
+    """This process's share of an evaluation's images.
 
-    The mean over the step counts and images that both evaluations have; comparable within a run, whatever the rewards'
-    scales are. None if they have no step count in common, as when a resumed run evaluates other ones.
+    Args:
+        prompts: the prompt of each image.
+        processes: the processes that share the work.
     """
-    total = 0.0
-    for name, weight in weights.items():
-        common = {s: v for s, v in base.scores[name].items() if s in now.scores[name]}
-        if not common:
-            return None
-        for steps, before in common.items():
-            old, new = torch.tensor(before, dtype=torch.float64), torch.tensor(now.scores[name][steps])
-            count = min(len(old), len(new))
-            spread = old.std(correction=0).item() + 1e-8
-            total += weight * (new[:count] - old[:count]).mean().item() / spread / len(common)
-    return total
+
+    def __init__(self, prompts: Sequence[Prompt], processes: Processes) -> None:
+        self.prompts = prompts
+        self.texts = [p.text for p in prompts]
+        self.seeds = list(range(len(prompts)))
+        self.mine = self.seeds[processes.rank :: processes.count]
+        # Sharded networks must be called equally often everywhere: a process with one image less draws the first
+        # once more, and its scores are not taken.
+        self.drawn = self.mine + [0] * (-(-len(prompts) // processes.count) - len(self.mine))
 
 
-def read_scores(run_dir: Path, epoch: int) -> Evaluation | None:
-    """An evaluation that was written, without its images; None if there is none.
-
-    Raises:
-        UserError: if it is damaged.
-    """
-    path = _record(run_dir, epoch)
-    if not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error}): delete it, and the run goes on without its comparisons"
-        ) from error
-    scores, monitors = (
-        {name: {int(s): values for s, values in by.items()} for name, by in record.get(key, {}).items()}
-        for key in ("scores", "monitors")
-    )
-    return Evaluation(
-        record["prompts"], record["seeds"], scores, monitors=monitors, monitored=record.get("monitored", 0)
-    )
+def _monitors(drawing: Drawing, count: int, images: _Share, prompts: int, monitored: int) -> Monitors:
+    denoiser = drawing.policy.backbone.denoiser(count, drawing.eta)
+    return Monitors(drawing.policy, denoiser, images.mine, prompts, monitored, drawing.processes.count)
 
 
-def discard_after(run_dir: Path, epoch: int) -> None:
-    """Delete the evaluations of epochs after `epoch`, which a run that goes on makes again, and half written ones."""
-    for path in (run_dir / "evaluation").glob("epoch_*"):
-        number = path.stem.removeprefix("epoch_")
-        if not number.isdecimal() or int(number) > epoch:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+def _draw_and_score(
+    drawing: Drawing, count: int, images: _Share, rewards: Mapping[str, PlacedReward], monitors: Monitors | None
+) -> tuple[dict[str, list[float]], list[tuple[int, Tensor]]]:
+    """This process's scores by reward, and those of the tiles that it drew, with their places."""
+    scores: dict[str, list[float]] = {name: [] for name in rewards}
+    tiles: list[tuple[int, Tensor]] = []
+    for place, pixels in _draw(drawing, count, images, monitors):
+        rows = slice(place, place + len(pixels))
+        prompts = [images.prompts[i] for i in images.mine[rows]]
+        texts, metadata = [p.text for p in prompts], [p.metadata for p in prompts]
+        check_images(pixels, texts)
+        if monitors:
+            monitors.look(pixels)
+        for name, reward in rewards.items():
+            scores[name] += reward(pixels, texts, metadata).tolist()
+        numbered = zip(images.mine[rows], pixels, strict=True)
+        tiles += [(i, (image * 255).round().byte().cpu()) for i, image in numbered if i < TILES]
+    return scores, tiles
 
 
-def _record(run_dir: Path, epoch: int) -> Path:
-    return run_dir / "evaluation" / f"epoch_{epoch:04d}.json"
-
-
-def write_evaluation(evaluation: Evaluation, run_dir: Path, epoch: int, extra: dict[str, Any]) -> None:
-    """Write `evaluation/epoch_NNNN.json` and its strips of images."""
-    target = _record(run_dir, epoch)
-    folder = target.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
-    for steps, tiles in evaluation.tiles.items():
-        Image.fromarray(torch.cat(list(tiles), dim=1).numpy()).save(folder / f"steps_{steps}.png")
-    sync_tree(folder)
-    write_whole(target, json.dumps({"epoch": epoch, **extra, **evaluation.as_json()}))
+def _draw(drawing: Drawing, count: int, images: _Share, monitors: Monitors | None) -> Iterator[tuple[int, Tensor]]:
+    """This process's own images part by part, each with the place of its first among them."""
+    place = 0
+    for pixels in final_images(
+        drawing.policy,
+        drawing.policy.backbone.denoiser(count, drawing.eta),
+        drawing.embeddings,
+        [images.texts[i] for i in images.drawn],
+        images.drawn,
+        drawing.micro_batch,
+        drawing.decode_batch,
+        monitors.drift if monitors else None,
+    ):
+        own = pixels[: max(0, len(images.mine) - place)]
+        if len(own):
+            yield place, own
+        place += len(own)

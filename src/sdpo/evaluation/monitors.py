@@ -1,6 +1,6 @@
-"""What a reward can be gamed by, measured beside it: how diverse, how detailed and how far from the base images are.
+"""Monitors against over-optimisation: how diverse and detailed the images are, and how far from the base model's.
 
-Every number is of the same fixed images at each evaluation of a run, so that one evaluation compares with another.
+The monitors of a run are measured on the same fixed images at each evaluation, so that evaluations can be compared.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from sdpo.method import gaussian
 from sdpo.method.denoisers import Denoiser, Transition
 
 MONITORS = ("diversity", "edge_density", "entropy", "kl_to_base")
-"""What there is, in `metrics.jsonl` as `monitor/<name>/<steps>`."""
+"""The names of the monitors; `metrics.jsonl` has them as `monitor/<name>/<steps>`."""
 
 DRIFT_IMAGES = 8
-"""Images whose trajectories the base model is asked about; the only network evaluations that monitors cost."""
+"""Images on whose trajectories the base model is evaluated; monitors cost no other network evaluations."""
 
 _THUMBNAIL = 32
-_EDGE = 0.1  # of the brightness range between neighbouring pixels
+_EDGE = 0.1  # difference in brightness between neighbouring pixels, as a share of its range
 _LUMA = (0.299, 0.587, 0.114)
 
 
 def thumbnails(images: Tensor) -> Tensor:
-    """Images [N, 3, H, W] reduced by area averaging to at most 32 × 32, float32 [N, D] on the CPU."""
+    """Reduce images [N, 3, H, W] by area averaging to at most 32 × 32 pixels; float32 [N, D] on the CPU."""
     height, width = images.shape[-2:]
     return F.adaptive_avg_pool2d(images.float(), (min(_THUMBNAIL, height), min(_THUMBNAIL, width))).flatten(1).cpu()
 
@@ -37,15 +37,16 @@ def thumbnails(images: Tensor) -> Tensor:
 def diversity(reduced: Tensor, prompts: int) -> float | None:
     """Mean pairwise distance of images: the root of the mean squared difference of their thumbnails' pixels, 0 … 1.
 
-    Where there are several images a prompt, over the pairs that share one, each prompt alike: does the model still
-    draw a prompt in different ways? Else over the pairs of all prompts: does it still draw different things?
+    With several images a prompt, the mean is over the pairs of each prompt, all prompts weighted equally: does the
+    model still draw a prompt in different ways? With one, it is over the pairs of all prompts: does it still draw
+    different things?
 
     Args:
-        reduced: `thumbnails`, [n · prompts, D]; image i is of prompt i modulo `prompts`.
-        prompts: how many.
+        reduced: reduced images, [n · prompts, D]; image i has prompt i modulo `prompts`.
+        prompts: the number of prompts.
 
     Returns:
-        None where there is no pair.
+        The distance, or None where there is no pair.
     """
     groups = reduced.unflatten(0, (-1, prompts)).transpose(0, 1)  # [prompts, n, D]
     if groups.shape[1] == 1:
@@ -59,7 +60,7 @@ def diversity(reduced: Tensor, prompts: int) -> float | None:
 
 
 def edge_density(images: Tensor) -> Tensor:
-    """Share of pixels at an edge: brightness changes by more than 0.1 to the neighbours below and right; [N]."""
+    """Share of pixels at an edge: the brightness differs from the neighbours below and right by more than 0.1; [N]."""
     bright = _brightness(images)
     down = bright[:, 1:, :-1] - bright[:, :-1, :-1]
     right = bright[:, :-1, 1:] - bright[:, :-1, :-1]
@@ -80,21 +81,21 @@ def _brightness(images: Tensor) -> Tensor:
 
 
 class Drift:
-    """KL of the policy from the base model, on the policy's own trajectories.
+    """KL divergence of the policy from the base model, on the policy's own trajectories.
 
     At each stochastic step of a trajectory, KL(N(μ_θ, σ²) ‖ N(μ_base, σ²)) = mean over latent elements of
-    (μ_θ − μ_base)² / 2σ² at the latent that the trajectory came to; of that, the mean over stochastic steps, in nats.
-    It is what `train.kl_weight` weighs, and 0, up to rounding, for the base model. Steps without noise do not count.
+    (μ_θ − μ_base)² / 2σ², at the latent of the trajectory; averaged over the stochastic steps, in nats. It is the
+    quantity that `train.kl_weight` weighs, and 0 up to rounding for the base model.
 
     Args:
-        policy: measured.
+        policy: the policy that is measured.
         denoiser: the schedule.
-        count: of trajectories, the first that come.
-        asked: of these and others, how many the base model is asked about: on all processes alike, as sharded networks
-            must be called equally often everywhere.
+        count: the number of trajectories that are measured, the first ones.
+        asked: the number of trajectories on which the base model is evaluated, at least `count` and equal on all
+            processes: sharded networks must be called equally often everywhere. None means `count`.
 
     Attributes:
-        values: float32 [count], complete after the last step of all.
+        values: float32 [count], complete after the last step of all trajectories.
     """
 
     def __init__(self, policy: Policy, denoiser: Denoiser, count: int, asked: int | None = None) -> None:
@@ -107,11 +108,11 @@ class Drift:
         """Take in a step of a batch.
 
         Args:
-            rows: which trajectories these are.
+            rows: the places of the N trajectories.
             step: i.
             x: x_i, [N, C, H, W].
-            transition: of the policy at x_i.
-            conditioning: of these N trajectories.
+            transition: the policy's transition at x_i.
+            conditioning: the conditioning of the N trajectories.
         """
         count = min(rows.stop, self.asked) - rows.start
         if count <= 0:
@@ -129,12 +130,12 @@ class Monitors:
     """The monitors of one evaluation at one number of steps, on the images that this process draws.
 
     Args:
-        policy: draws them.
+        policy: the policy that draws the images.
         denoiser: the schedule.
-        mine: numbers of this process's images, ascending.
-        prompts: of the evaluation; image i is of prompt i modulo `prompts`.
-        per_prompt: images of each that count; others are looked at by nobody.
-        processes: how many draw, each every so manieth image.
+        mine: the places of this process's images among all, ascending.
+        prompts: the number of prompts of the evaluation; image i has prompt i modulo `prompts`.
+        per_prompt: the number of images of each prompt that are measured, the first ones.
+        processes: the number of processes; rank r draws every `processes`-th image from r on.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class Monitors:
             self._found += zip(numbers, thumbnails(images), edges, entropies, strict=True)
 
     def finish(self, processes: Processes) -> dict[str, float]:
-        """The numbers by name, over the images of all processes; without those that these images do not have."""
+        """The monitors by name, over the images of all processes; those that the images do not define are left out."""
         found = sorted(processes.gather(self._found), key=lambda item: item[0])
         drift = torch.tensor(processes.gather(self.drift.values.tolist()))
         means = torch.tensor([item[2:] for item in found], dtype=torch.float64).mean(0).tolist()

@@ -1,4 +1,4 @@
-"""Stopping rules: when what is measured beside the reward says that more training makes the images worse."""
+"""Stopping rules: end a run when a measurement beside the reward says that training makes the images worse."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GAIN = "eval_gain"
 
 
 def metric_names(config: Config) -> list[str]:
-    """What stopping rules can name: what the evaluations of this configuration measure."""
+    """The metrics that stopping rules can name: those that the evaluations of this configuration measure."""
     steps = config.evaluate.steps
     scores = [f"eval/{name}/{count}" for name in [*config.rewards, *config.evaluate.observers] for count in steps]
     return [GAIN, *scores, *(f"monitor/{name}/{count}" for name in MONITORS for count in steps)]
@@ -24,10 +24,10 @@ def check_rules(config: Config) -> None:
     """Refuse rules that could never act.
 
     Raises:
-        UserError: listing the metrics there are.
+        UserError: if a rule names no metric of the evaluations, or its settings contradict it.
     """
     if config.stop_when and config.evaluate.every == 0:
-        raise UserError("stop_when looks at evaluations, but evaluate.every is 0: set it to the epochs between them")
+        raise UserError("stop_when looks at evaluations, but evaluate.every is 0: set it to the number of epochs between them")
     if config.stop_when and config.checkpoint.keep_best == 0:
         raise UserError(
             "stop_when makes the best checkpoint at which no rule held the result, but checkpoint.keep_best is 0: set "
@@ -49,28 +49,30 @@ class Stop:
     reason: str
 
 
-class Guard:
-    """Applies stopping rules to a run's rows of metrics, and to nothing else: a resumed run decides as it would have.
+class StoppingRules:
+    """Applies stopping rules to the rows of a run's metrics.
+
+    The decision depends on these rows alone, so a resumed run decides as the uninterrupted one would have.
 
     Args:
-        rules: of the configuration.
+        rules: the rules of the configuration.
 
     Attributes:
-        stop: why the run is to end after the last row, or None.
+        stop: why the run must end after the last row, or None.
     """
 
     def __init__(self, rules: Sequence[StopRule]) -> None:
         self.stop: Stop | None = None
         self._rules = rules
         self._base: Mapping[str, float] = {}
-        self._streaks = [0] * len(rules)  # evaluations in a row at which each rule held
-        self._healthy: dict[int, float] = {}  # gain at each epoch at which none did
+        self._streaks = [0] * len(rules)  # for each rule, the number of evaluations in a row at which it held
+        self._healthy: dict[int, float] = {}  # the gain at each epoch at which no rule held
 
     def start(self, base: Mapping[str, float], rows: Iterable[Mapping[str, Any]]) -> None:
-        """Take in the base model's metrics, and the rows so far of a run that is resumed.
+        """Take in the base model's metrics, and the rows so far of a resumed run.
 
         Raises:
-            UserError: if a rule needs what was not measured.
+            UserError: if a rule needs a metric that was not measured.
         """
         rows = list(rows)
         self._base = base
@@ -98,7 +100,7 @@ class Guard:
         self.stop = Stop(row["epoch"], "; ".join(self._reason(rule, row) for rule in met)) if met else None
 
     def check(self, row: Mapping[str, Any]) -> None:
-        """Refuse to go on without what a rule is about; the row itself may be kept.
+        """Refuse to continue without a metric that a rule names.
 
         Raises:
             UserError: if the row's evaluation did not measure it.
@@ -108,11 +110,11 @@ class Guard:
                 raise UserError(_unmeasured(rule, row))
 
     def score(self, row: Mapping[str, Any]) -> float | None:
-        """By what a checkpoint can be the best one: its gain, but None where a rule held or nothing was evaluated."""
+        """The gain by which a checkpoint can be the best one; None where a rule held or nothing was evaluated."""
         return self._healthy.get(row["epoch"])
 
     def best(self, epochs: Iterable[int]) -> int | None:
-        """Of these epochs the one with the largest gain among those at which no rule held."""
+        """The epoch with the largest gain, among those of `epochs` at which no rule held; None if there is none."""
         found = [(self._healthy[epoch], epoch) for epoch in epochs if epoch in self._healthy]
         return max(found)[1] if found else None
 

@@ -12,17 +12,26 @@ from sdpo.errors import DivergenceError
 from sdpo.method.types import Trajectories
 
 
-def not_finite(part: Trajectories) -> str | None:
-    """What of sampled trajectories is not finite, if anything is; the host waits for the device."""
+class NotFiniteError(DivergenceError):
+    """A tensor of the loop is not finite; the message is the tensor's name, with its step and prompt."""
+
+
+def check_trajectories(part: Trajectories) -> None:
+    """Refuse sampled trajectories that are not finite; the host waits for the device.
+
+    Raises:
+        NotFiniteError: naming the first tensor, step, branch and prompt that is not finite.
+    """
     for name, tensor in (("log-probability", part.log_prob), ("predicted clean latent", part.x0)):
         if tensor is not None and not (finite := tensor.isfinite()).all():
             group, branch, step = finite.reshape(*finite.shape[:3], -1).all(-1).logical_not().nonzero()[0].tolist()
-            return f"the {name} of step {step} of branch {branch} for prompt {part.prompts[group]!r}, while sampling,"
-    return None
+            raise NotFiniteError(
+                f"the {name} of step {step} of branch {branch} for prompt {part.prompts[group]!r}, while sampling,"
+            )
 
 
 def check_images(images: Tensor, prompts: Sequence[str]) -> None:
-    """Refuse decoded images [N, 3, H, W] that are not finite, before a reward is blamed; the host waits for the device.
+    """Refuse decoded images [N, 3, H, W] that are not finite, before a reward sees them; the host waits for the device.
 
     Raises:
         DivergenceError: naming the prompt.
@@ -36,25 +45,27 @@ def check_images(images: Tensor, prompts: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, order=True)
-class Finding:
-    """The first value of an epoch's update that is not finite; the least of several is the cause.
+class NonFinite:
+    """A value of an epoch's update that is not finite; the least of several is the cause of the others.
 
     Attributes:
-        optimizer_step: of the epoch, from 0.
-        rank: 0 a log-probability, 1 a loss, 2 a gradient.
+        optimizer_step: the optimizer step of the epoch, from 0.
+        kind: 0 for a log-probability, 1 for a loss, 2 for a gradient.
         what: the tensor, with its step and prompt.
     """
 
     optimizer_step: int
-    rank: int
+    kind: int
     what: str
 
 
-class Watch:
-    """Flags of one epoch's update. They stay on the device until the epoch is over, so that no step waits for them.
+class FiniteWatch:
+    """Flags of one epoch's update that say whether its values are finite.
+
+    The flags stay on the device until the epoch is over, so that no step waits for them.
 
     Args:
-        prompts: of the B groups.
+        prompts: the prompts of the B groups.
     """
 
     def __init__(self, prompts: list[str]) -> None:
@@ -64,35 +75,47 @@ class Watch:
         self._names: list[str] = []
 
     def add(self, rows: slice, steps: Tensor, log_prob: Tensor, loss: Tensor) -> None:
-        """A micro-batch: n groups, the steps they are at (on the host), their log-probabilities [n, K], the loss."""
+        """Take in a micro-batch.
+
+        Args:
+            rows: its n groups among the B.
+            steps: the step of each group, int64 [n], on the CPU.
+            log_prob: log-probabilities, [n, K].
+            loss: the loss, a scalar.
+        """
         flags = torch.cat([log_prob.detach().isfinite().all(1), loss.detach().isfinite()[None]])
         self._forward.append((len(self._norms), rows, steps, flags))
 
-    def spread(self, gradient: Tensor) -> None:
-        """Make a gradient NaN where a log-probability or loss of its minibatch is: averaging tells all processes."""
+    def poison(self, gradient: Tensor) -> None:
+        """Make a gradient NaN where its minibatch is not finite, so that averaging gradients tells all processes."""
         gradient[(0,) * gradient.ndim] += self.mark() - 1
 
     def mark(self) -> Tensor:
-        """1, or NaN where a log-probability or loss of this minibatch so far is not finite."""
+        """1 if all log-probabilities and losses of this minibatch so far are finite, else NaN; a scalar."""
         flags = torch.cat([flags for step, _, _, flags in self._forward if step == len(self._norms)])
         return torch.where(flags.all(), 1.0, torch.nan)
 
     def end_step(self, norms: Tensor | None, names: list[str]) -> None:
-        """An optimizer step is over: the norms of its gradients [P], or None where they may overflow; their names."""
+        """Close an optimizer step.
+
+        Args:
+            norms: the norms of its P gradients, [P], or None where scaled gradients may overflow without harm.
+            names: the names of the P parameters.
+        """
         self._norms.append(norms)
         self._names = names
 
     @property
     def optimizer_steps(self) -> int:
-        """How many are over, made or skipped."""
+        """The number of optimizer steps that are closed, made or skipped."""
         return len(self._norms)
 
-    def finding(self) -> Finding | None:
-        """The first value that is not finite; the host waits for the device."""
-        found = [f for f in (self._forward_finding(), self._gradient_finding()) if f is not None]
+    def first(self) -> NonFinite | None:
+        """The first value that is not finite, or None; the host waits for the device."""
+        found = [f for f in (self._in_forward(), self._in_gradients()) if f is not None]
         return min(found, default=None)
 
-    def _forward_finding(self) -> Finding | None:
+    def _in_forward(self) -> NonFinite | None:
         flags = torch.cat([own for *_, own in self._forward]).cpu().split([len(own) for *_, own in self._forward])
         for (optimizer_step, rows, steps, _), own in zip(self._forward, flags, strict=True):
             if own.all():
@@ -100,12 +123,12 @@ class Watch:
             at = [f"step {s} for prompt {p!r}" for s, p in zip(steps.tolist(), self._prompts[rows], strict=True)]
             *fine, _ = own.tolist()
             if not all(fine):
-                return Finding(optimizer_step, 0, f"the log-probability of {at[fine.index(False)]}")
-            return Finding(optimizer_step, 1, f"the loss of {', '.join(at)}")
+                return NonFinite(optimizer_step, 0, f"the log-probability of {at[fine.index(False)]}")
+            return NonFinite(optimizer_step, 1, f"the loss of {', '.join(at)}")
         return None
 
-    def _gradient_finding(self) -> Finding | None:
+    def _in_gradients(self) -> NonFinite | None:
         for optimizer_step, norms in enumerate(self._norms):
             if norms is not None and not all(fine := norms.isfinite().tolist()):
-                return Finding(optimizer_step, 2, f"the gradient of {self._names[fine.index(False)]}")
+                return NonFinite(optimizer_step, 2, f"the gradient of {self._names[fine.index(False)]}")
         return None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdpo.loop.divergence import Watch
+from sdpo.loop.divergence import FiniteWatch
 from sdpo.loop.ema import EMA
 
 _BUCKET = 2**24  # gradient elements averaged over processes in one call
@@ -67,7 +67,7 @@ class Optimization:
         """Of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def backward(self, loss: Tensor, watch: Watch, last: bool) -> None:
+    def backward(self, loss: Tensor, watch: FiniteWatch, last: bool) -> None:
         """Add a loss's gradients.
 
         Args:
@@ -78,7 +78,7 @@ class Optimization:
         del watch, last  # of use to those who reduce gradients while they come
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
-    def step(self, watch: Watch) -> Tensor:
+    def step(self, watch: FiniteWatch) -> Tensor:
         """Average gradients over processes, clip, step.
 
         Args:
@@ -110,9 +110,9 @@ class Optimization:
         if self.ema is not None:
             self.ema.update()
 
-    def _reduce(self, gradients: list[Tensor], watch: Watch) -> Tensor:
+    def _reduce(self, gradients: list[Tensor], watch: FiniteWatch) -> Tensor:
         """Average gradients over processes; the norms of the averages, [P]."""
-        watch.spread(gradients[0])
+        watch.poison(gradients[0])
         self._average_gradients(gradients)  # while scaled, so that all processes see an overflow of any
         self.scaler.unscale_(self.optimizer)
         return torch.stack(torch._foreach_norm(gradients))

@@ -1,4 +1,7 @@
-"""Dual-state trajectory sampling: groups of branches that share a prompt and a starting noise."""
+"""Dual-state trajectory sampling: groups of branches that share a prompt and a starting noise.
+
+Source: SDPO (Zhang et al., arXiv 2411.11727), dual-state trajectory sampling.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,14 @@ from torch import Tensor
 
 from sdpo.backbones import Conditioning
 from sdpo.loop.policy import Policy, PromptEmbeddings, to_device
+from sdpo.loop.shared_step import network_rows
 from sdpo.method import gaussian, seeds
 from sdpo.method.denoisers import Denoiser, Transition
 from sdpo.method.types import Trajectories
 from sdpo.prompts import Prompt
 
-Watch = Callable[[slice, int, Tensor, Transition, Conditioning], None]
-"""Sees each step of a batch: which trajectories, i, x_i [N, C, H, W], the transition from it, and the conditioning."""
+StepObserver = Callable[[slice, int, Tensor, Transition, Conditioning], None]
+"""Called at each step of a batch with its trajectories, i, x_i [N, C, H, W], the transition, and the conditioning."""
 
 
 def rollout(
@@ -34,20 +38,20 @@ def rollout(
 ) -> Iterator[Trajectories]:
     """Sample B groups of K trajectories, a micro-batch at a time.
 
-    The noise of each comes from (seed, epoch, global sample index) alone.
+    A trajectory's noise comes from (seed, epoch, global sample index) alone.
 
     Args:
-        policy: samples.
+        policy: the sampling policy.
         denoiser: the schedule of T steps.
-        embeddings: of the prompts.
+        embeddings: the embeddings of the prompts.
         prompts: B prompts.
-        sample_index: their B global indices.
-        seed: of the run.
-        epoch: of the run.
+        sample_index: the global sample indices of the B groups.
+        seed: the run's seed.
+        epoch: the epoch, from 1.
         branches: K.
-        micro_batch: groups in one network call; changes speed and memory only.
-        shared_noise: the branches of a group begin at one latent; else at one each.
-        share_first_step: evaluate the network once a group at the first step, where all branches have the same latent.
+        micro_batch: groups a network call. It affects speed and memory only.
+        shared_noise: the branches of a group begin at one latent; else each begins at its own.
+        share_first_step: evaluate the network once a group at the first step, where all branches have one latent.
 
     Yields:
         Trajectories of at most `micro_batch` groups, in order.
@@ -58,14 +62,14 @@ def rollout(
         keys = [(seed, epoch, i) for i in index]
         own = 1 if shared_noise else branches  # starting latents a group
         start = denoiser.initial_scale * to_device(
-            seeds.normal((own, *shape), [(*key, "start") for key in keys]).flatten(0, 1), device
+            seeds.normal((own, *shape), [(*key, "start") for key in keys]), device
         )
         noise = to_device(_noise((branches, *shape), keys, denoiser.num_steps).flatten(1, 2), device)
         # Filled step by step: a list of steps, stacked in the end, would hold everything twice.
         states = start.new_empty(len(index), branches, denoiser.num_steps + 1, *shape)
         x0, log_prob = torch.empty_like(states[:, :, 1:]), start.new_empty(len(index), branches, denoiser.num_steps)
-        states[:, :, 0] = start.unflatten(0, (-1, own))
-        walk = _walk(policy, denoiser, embeddings, embeddings.rows(texts), start, noise, branches, share_first_step)
+        states[:, :, 0] = start
+        walk = _walk(policy, denoiser, embeddings, embeddings.rows(texts), states[:, :, 0], noise, share_first_step)
         for step, (transition, following) in enumerate(walk):
             density = gaussian.log_prob(following, transition.mean, transition.std)
             log_prob[:, :, step] = density.unflatten(0, (-1, branches))
@@ -92,13 +96,22 @@ def final_images(
     image_seeds: Sequence[int],
     micro_batch: int,
     decode_batch: int = 32,
-    watch: Watch | None = None,
+    observer: StepObserver | None = None,
 ) -> Iterator[Tensor]:
-    """Images of N single trajectories on fixed seeds, decoded from the last step's x̂.
+    """Draw images of N single trajectories on fixed seeds, decoded from the last step's x̂.
 
     Where the last step is deterministic, as with η = 0, its latents are the image, as in the pipeline's own call.
-
     Image i depends on prompts[i], image_seeds[i] and the weights alone.
+
+    Args:
+        policy: the sampling policy.
+        denoiser: the schedule of T steps.
+        embeddings: the embeddings of the prompts.
+        prompts: N prompts.
+        image_seeds: N seeds.
+        micro_batch: trajectories a network call.
+        decode_batch: images a decoder call.
+        observer: called at each step of each batch.
 
     Yields:
         float32 [n, 3, H, W] in [0, 1], n at most `micro_batch` and `decode_batch`, in order.
@@ -109,9 +122,11 @@ def final_images(
         start = denoiser.initial_scale * to_device(seeds.normal(shape, [(*key, "start") for key in keys]), device)
         noise = to_device(_noise(shape, keys, denoiser.num_steps), device)
         places, x = embeddings.rows(prompts[rows]), start
-        for step, (transition, following) in enumerate(_walk(policy, denoiser, embeddings, places, start, noise)):
-            if watch is not None:
-                watch(rows, step, x, transition, embeddings.take(places))
+        for step, (transition, following) in enumerate(
+            _walk(policy, denoiser, embeddings, places, start[:, None], noise)
+        ):
+            if observer is not None:
+                observer(rows, step, x, transition, embeddings.take(places))
             last, x = (transition.x0 if noisy else following), following
         for latents in last.split(decode_batch):
             yield policy.backbone.decode(latents)
@@ -124,44 +139,44 @@ def _walk(
     prompt_rows: Tensor,
     start: Tensor,
     noise: Tensor,
-    branches: int = 1,
     share_first_step: bool = False,
 ) -> Iterator[tuple[Transition, Tensor]]:
-    """Each step's transition and the latents drawn from it.
+    """Walk n groups of K trajectories through all steps.
 
     Args:
-        policy: samples.
+        policy: the sampling policy.
         denoiser: the schedule of T steps.
-        embeddings: of the prompts.
-        prompt_rows: where those of n groups lie in it, [n].
-        start: x_0 of n groups, [n, C, H, W], or of their branches, [n K, C, H, W].
-        noise: of each step, [T, n K, C, H, W].
-        branches: K.
-        share_first_step: see `rollout`.
+        embeddings: the embeddings of the prompts.
+        prompt_rows: the places of the n prompts among the embeddings, int64 [n].
+        start: x_0, [n, K, C, H, W].
+        noise: the noise of each step, [T, n K, C, H, W].
+        share_first_step: evaluate the network once a group at the first step.
 
     Yields:
-        A transition of n K latents, and these, [n K, C, H, W].
+        The transition of n K latents, and the latents drawn from it, [n K, C, H, W].
     """
+    (groups, branches), device = start.shape[:2], start.device
+    group, branch, place = network_rows(torch.zeros(groups, dtype=torch.long), branches, share_first_step)
+    group, branch = to_device(group, device), to_device(branch, device)
     with policy.no_gradient():
-        single = embeddings.take(prompt_rows)
-        conditioning = {name: rows.repeat_interleave(branches, 0) for name, rows in single.items()}
-        expand = torch.arange(len(prompt_rows), device=start.device).repeat_interleave(branches)
-        indices = torch.arange(denoiser.num_steps, device=start.device)
-        x = start if share_first_step or len(start) == len(expand) else start[expand]
+        everyone = torch.arange(groups, device=device).repeat_interleave(branches)
+        conditioning = embeddings.take(prompt_rows[everyone])
+        of_first_step = conditioning if place is None else embeddings.take(prompt_rows[group])
+        indices = torch.arange(denoiser.num_steps, device=device)
+        x = start[group, branch]
     for step in range(denoiser.num_steps):
-        shared = share_first_step and step == 0
+        first = step == 0
         with policy.no_gradient():
-            transition = policy.transition(
-                denoiser, x, indices[step].expand(len(x)), single if shared else conditioning
-            )
-            if shared:
-                transition = transition[expand]
+            own = of_first_step if first else conditioning
+            transition = policy.transition(denoiser, x, indices[step].expand(len(x)), own)
+            if first and place is not None:
+                transition = transition[to_device(place, device)]
             x = gaussian.sample(transition.mean, transition.std, noise[step])
         yield transition, x
 
 
 def _noise(shape: tuple[int, ...], keys: Sequence[tuple[int | str, ...]], num_steps: int) -> Tensor:
-    """Every sample's noise of all steps at once, [T, n, *shape]: nothing the loop over steps would have to wait for."""
+    """Draw every sample's noise of all steps at once, [T, n, *shape], so that no step waits for a copy."""
     noise = torch.empty(num_steps, len(keys), *shape)
     for step in range(num_steps):
         noise[step] = seeds.normal(shape, [(*key, f"step {step}") for key in keys])
@@ -169,4 +184,5 @@ def _noise(shape: tuple[int, ...], keys: Sequence[tuple[int | str, ...]], num_st
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:
+    """The consecutive slices of at most `size` items of `count`."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from sdpo.errors import UserError
 
 _EPOCH = "epoch_"
 _STEPS = "steps_"
@@ -129,3 +132,23 @@ def strips(evaluation: Path) -> dict[int, Path]:
     """All pictures of an evaluation by number of steps, ascending."""
     found = {file.stem.removeprefix(_STEPS): file for file in evaluation.with_suffix("").glob(f"{_STEPS}*.png")}
     return {steps: found[str(steps)] for steps in sorted(int(name) for name in found if name.isdecimal())}
+
+
+def create(path: str | Path, main: bool = True) -> RunDirectory:
+    """Create a run's directory.
+
+    Args:
+        path: the directory, which may exist.
+        main: whether this process creates it; the others only check its name.
+
+    Raises:
+        UserError: if the path is a file, or the directory cannot be created.
+    """
+    if os.path.isfile(path):
+        raise UserError(f"--output-dir {path} is a file: name a new or existing directory")
+    try:
+        if main:
+            Path(path).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise UserError(f"--output-dir {path} cannot be created: {error}") from error
+    return RunDirectory(Path(path))

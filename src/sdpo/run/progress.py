@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class ProgressBar:
-    """Epochs with reward, loss and time left; silent where the output is not a terminal."""
+    """Shows epochs with reward, loss and time left; silent where the output is not a terminal."""
 
     def __init__(self, total: int, done: int) -> None:
         self._bar = Progress(
@@ -33,6 +33,6 @@ class ProgressBar:
         self._bar.stop()
 
     def advance(self, row: dict[str, Any]) -> None:
-        """One epoch is done."""
+        """Show that an epoch has ended."""
         note = f"reward {row['reward/last_step']:.4g}  loss {row['train/loss']:.4g}"
         self._bar.update(self._task, advance=1, note=note)

@@ -1,24 +1,39 @@
-"""Which weights a run's result holds: `result.json` beside them."""
+"""The result of a run: its trained weights, and `result.json` beside them, which says of which epoch they are."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import TypeAdapter
+from torch import Tensor
 
 from sdpo.config import Config
 from sdpo.errors import UserError
+from sdpo.run.directory import RunDirectory
+from sdpo.system.durable import replace_folder
 
-RESULT = "result.json"
+_RECORD = "result.json"
+
+
+class Savable(Protocol):
+    """A model that writes its trained weights for use elsewhere."""
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> Path:
+        """Write `lora/` or `model/` into a folder; returns the path of what was written."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """Which weights `lora/` or `model/` holds: `result.json` in it, as the run may have gone on since.
+class RunResult:
+    """The weights that `lora/` or `model/` holds; the run may have continued since.
 
     Attributes:
-        epoch: after which they are.
+        epoch: the epoch after which the weights were taken.
         averaged: whether they are the moving average.
     """
 
@@ -26,16 +41,43 @@ class Result:
     averaged: bool
 
 
-def read_result(run_dir: Path, config: Config) -> Result | None:
-    """Of the weights that a run finished with, or None where it has not yet.
+def result_folder(run: RunDirectory, config: Config) -> Path:
+    """The folder of a run's result."""
+    return run.lora if config.lora else run.model
+
+
+def result_record(folder: Path) -> Path:
+    """The file in a result's folder that says which weights these are."""
+    return folder / _RECORD
+
+
+def read_result(run: RunDirectory, config: Config) -> RunResult | None:
+    """Read which weights a run finished with; None where it has not finished.
 
     Raises:
-        UserError: if it cannot be read.
+        UserError: if the record cannot be read.
     """
-    file = run_dir / ("lora" if config.lora else "model") / RESULT
+    file = result_record(result_folder(run, config))
     if not file.is_file():
         return None
     try:
-        return TypeAdapter(Result).validate_json(file.read_bytes())
+        return TypeAdapter(RunResult).validate_json(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} is damaged: {error}. The run's train command, repeated, writes it anew.") from error
+        raise UserError(f"{file} is damaged: {error}. Repeat the run's train command to write it again.") from error
+
+
+def write_result(run: RunDirectory, model: Savable, weights: Mapping[str, Tensor], result: RunResult) -> None:
+    """Write the trained weights and their record; they replace an earlier result in one step.
+
+    Args:
+        run: the run's directory.
+        model: the model, which holds the weights.
+        weights: the whole weights by name, for a model whose own are split over processes.
+        result: which weights they are.
+    """
+    shutil.rmtree(run.staging, ignore_errors=True)
+    run.staging.mkdir()
+    folder = model.save(run.staging, weights)
+    result_record(folder).write_text(json.dumps(dataclasses.asdict(result)) + "\n", encoding="utf-8")
+    replace_folder(folder, run.path / folder.name)
+    run.staging.rmdir()

@@ -5,45 +5,65 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sdpo.errors import UserError
+from sdpo.errors import UserError, cause
 
 
 class Trackers:
-    """The user's trackers, through accelerate."""
+    """The user's experiment trackers; a context that finishes them.
+
+    Args:
+        names: trackers as accelerate names them.
+        run_dir: the run's directory, where file-based trackers write.
+        config: the configuration, which the trackers record.
+    """
 
     def __init__(self, names: list[str], run_dir: Path, config: dict[str, Any]) -> None:
-        self._accelerator = None
-        if not names:
+        self._names = names
+        self._run_dir = run_dir
+        self._config = config
+        self._accelerator: Any = None
+
+    def __enter__(self) -> Trackers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # The processes' group stays, which `Accelerator.end_training` would end.
+        for tracker in self._accelerator.trackers if self._accelerator is not None else []:
+            tracker.finish()
+
+    def start(self) -> None:
+        """Start the trackers.
+
+        Raises:
+            UserError: if a tracker is unknown, not installed, or fails to start.
+        """
+        if not self._names:
             return
         from accelerate import Accelerator
         from accelerate.tracking import get_available_trackers
         from accelerate.utils import LoggerType
 
         known = [str(member.value) for member in LoggerType if member.value != "all"]
-        for name in names:
+        for name in self._names:
             if name not in known:
                 raise UserError(f"trackers: there is no tracker {name!r}; accelerate knows {', '.join(known)}")
             if name not in map(str, get_available_trackers()):
                 raise UserError(f"trackers: {name!r} is not installed: pip install {name}")
         try:
-            self._accelerator = Accelerator(log_with=names, project_dir=str(run_dir), cpu=True)
-            self._accelerator.init_trackers("sdpo", config=_flat(config))
+            self._accelerator = Accelerator(log_with=self._names, project_dir=str(self._run_dir), cpu=True)
+            self._accelerator.init_trackers("sdpo", config=_flat(self._config))
         except Exception as error:  # a tracker's own failure (no login, no network): the run has not begun
-            raise UserError(f"trackers: {', '.join(names)} cannot be started: {error}") from error
+            raise UserError(f"trackers: {', '.join(self._names)} cannot be started: {cause(error)}") from error
 
     def log(self, row: dict[str, Any]) -> None:
-        """Log an epoch."""
+        """Log an epoch's row of metrics."""
         if self._accelerator is not None:
             known = {name: value for name, value in row.items() if value is not None}
             self._accelerator.log(known, step=row["epoch"])
 
-    def close(self) -> None:
-        """Finish; the processes' group stays, which `Accelerator.end_training` would end."""
-        for tracker in self._accelerator.trackers if self._accelerator is not None else []:
-            tracker.finish()
-
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """One level of `section.key` names; values that trackers cannot hold become strings."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):

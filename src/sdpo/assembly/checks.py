@@ -1,0 +1,59 @@
+"""Checks of a configuration that need no model: names, stopping rules, batches over processes, densities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sdpo.config import Config
+from sdpo.errors import UserError
+from sdpo.evaluation.stopping import check_rules
+from sdpo.rewards.registry import check_reward_name
+
+
+def check_names(config: Config, given: Iterable[str] = ()) -> None:
+    """Refuse names of rewards that do not exist, and stopping rules that could never act.
+
+    Args:
+        config: the configuration of a run.
+        given: names of rewards that are callables of the user's, which are not looked up.
+
+    Raises:
+        UserError: naming what does not exist.
+    """
+    for name in dict.fromkeys([*config.rewards, *config.evaluate.observers]):
+        if name not in given:
+            check_reward_name(name)
+    check_rules(config)
+
+
+def check_processes(config: Config, processes: int) -> None:
+    """Refuse batches that do not divide over the processes.
+
+    Raises:
+        UserError: with numbers that do.
+    """
+    batch = config.train.batch_size
+    if batch % processes:
+        legal = max(1, round(batch / processes)) * processes
+        prompts = max(1, round(config.sample.prompts_per_epoch / legal)) * legal
+        raise UserError(
+            f"train.batch_size ({batch}) must be a multiple of the {processes} processes: "
+            f"use train.batch_size={legal} with sample.prompts_per_epoch={prompts}"
+        )
+
+
+def check_density(config: Config, has_density: bool) -> None:
+    """Refuse a schedule without a stochastic step for an algorithm that learns from log-probabilities.
+
+    Args:
+        config: the configuration of a run.
+        has_density: whether any step of the schedule is stochastic.
+
+    Raises:
+        UserError: if the only step is deterministic.
+    """
+    if config.build_algorithm().needs_log_prob and not has_density:
+        raise UserError(
+            f"sample.num_steps is {config.sample.num_steps}, whose only step is deterministic on this model's schedule "
+            "and has no log-probability to learn from: use sample.num_steps=2 or more"
+        )

@@ -1,0 +1,156 @@
+"""The model of a run: loaded, or the user's own pipeline, and made ready to sample or to train."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdpo.backbones import PipelineBackbone, load_backbone, wrap_pipeline
+from sdpo.config import Config
+from sdpo.config.schema import ModelConfig
+from sdpo.errors import UserError, cause
+from sdpo.loop.micro_batch import sampling_call, update_call
+from sdpo.loop.policy import Policy, PromptEmbeddings
+from sdpo.method.denoisers import Denoiser
+from sdpo.run.directory import RunDirectory
+from sdpo.system.log import logger
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+IN_PYTHON = "(in Python)"
+"""The `model.path` of a run whose pipeline does not say where it came from."""
+
+
+def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """The type that the network computes in: `model.dtype`, but float32 where a CPU would have to run float16."""
+    if config.model.dtype == "float16" and device.type == "cpu":
+        return torch.float32
+    return DTYPES[config.model.dtype]
+
+
+def describe_pipeline(model: ModelConfig, pipeline: Any) -> dict[str, Any]:
+    """Describe the user's own pipeline: the settings `path` and `dtype` of the section `model`.
+
+    Raises:
+        UserError: if its network has a precision that no run computes in.
+    """
+    network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    dtype = str(getattr(network, "dtype", torch.float32)).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise UserError(f"the pipeline computes in {dtype}: load it in one of {', '.join(DTYPES)}")
+    origin = getattr(pipeline, "name_or_path", None) or IN_PYTHON
+    return {**model.model_dump(), "path": str(origin), "dtype": dtype}
+
+
+def load_model(
+    config: Config, device: torch.device, pipeline: Any = None, place: torch.device | None = None
+) -> PipelineBackbone:
+    """Load the model, or wrap the user's own pipeline; it is ready to sample, and nothing is trainable yet.
+
+    Args:
+        config: the configuration of a run.
+        device: the device that the model computes on.
+        pipeline: the user's own pipeline, or None.
+        place: where the weights lie for now, if not on the device: a network that will be sharded need not fit there.
+
+    Raises:
+        UserError: if the model cannot be loaded, is of no supported class, or lacks the form of noise asked for.
+    """
+    model, dtype = config.model, compute_dtype(config, device)
+    changes: dict[str, Any] = dict(
+        size=(model.height, model.width),
+        scheduler=model.scheduler,
+        fuse_lora=model.fuse_lora.model_dump() if model.fuse_lora else None,
+        noise_form=config.sample.noise_form,
+    )
+    if pipeline is not None:
+        if dtype != DTYPES[model.dtype]:
+            pipeline.to(dtype=dtype)
+        return wrap_pipeline(pipeline, place or device, **changes)
+    if model.path == IN_PYTHON:
+        raise UserError(
+            "this run was given a pipeline in Python that does not say where it came from: save it by "
+            "pipeline.save_pretrained(FOLDER) and write the folder into the run's config.yaml, as model.path"
+        )
+    return load_backbone(
+        model.path, revision=model.revision, variant=model.variant, dtype=dtype, device=place or device, **changes
+    )
+
+
+def load_tuned(config: Config, run: RunDirectory, device: torch.device) -> PipelineBackbone:
+    """Load a run's tuned model as anyone would: the base model with the LoRA, or the whole tuned pipeline.
+
+    Raises:
+        UserError: if it cannot be loaded.
+    """
+    if config.lora is None:
+        # The scheduler and the fused LoRA were saved with the weights.
+        saved: dict[str, Any] = dict(path=str(run.model), revision="main", variant=None, scheduler=None, fuse_lora=None)
+        return load_model(config.model_copy(update={"model": config.model.model_copy(update=saved)}), device)
+    backbone = load_model(config, device)
+    backbone.load_lora(run.lora)
+    return backbone
+
+
+def make_trainable(backbone: PipelineBackbone, config: Config, sharded: bool = False) -> None:
+    """Make a LoRA, or all weights, trainable; initial LoRA weights come from the run's seed.
+
+    Args:
+        backbone: the model.
+        config: the configuration of a run.
+        sharded: whether the network will be sharded; the copy of the base weights is then sharded too.
+    """
+    if config.train.gradient_checkpointing:
+        backbone.checkpoint_activations()
+    if config.lora is None:
+        backbone.train_all(copy=not sharded)
+        return
+    if config.model.quantize is not None:
+        backbone.quantize(config.model.quantize)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        backbone.train_lora(config.lora.rank, config.lora.alpha, config.lora.targets, config.lora.path)
+
+
+def encode_prompts(config: Config, backbone: PipelineBackbone, prompts: Iterable[str]) -> PromptEmbeddings:
+    """Encode each prompt once; then make room for the text encoders' memory where `model.text_encoders` says so."""
+    embeddings = PromptEmbeddings(backbone, prompts)
+    if config.model.text_encoders != "keep":
+        backbone.release_text_encoders(config.model.text_encoders)
+    return embeddings
+
+
+def compile_network(
+    config: Config, backbone: PipelineBackbone, policy: Policy, denoiser: Denoiser, embeddings: PromptEmbeddings
+) -> None:
+    """Compile the network where `model.compile` asks for it, and try it; where it fails, warn and run it uncompiled."""
+    if not config.model.compile:
+        return
+    prompt = embeddings.take(torch.zeros(1, dtype=torch.long, device=backbone.device))
+    try:
+        backbone.compile()
+        for make in (sampling_call, update_call):
+            make(policy, denoiser, prompt, config.build_algorithm().branches)(1)
+    except Exception as error:  # a missing compiler, an unsupported operator: the compiler's own failures are many
+        backbone.compile(undo=True)
+        logger.warning("model.compile: %s; the run continues without it", cause(error))
+
+
+@contextlib.contextmanager
+def matrix_precision(tf32: bool) -> Iterator[None]:
+    """A context in which float32 products on a GPU use TF32 where `tf32` is set; the former settings come back."""
+    if not tf32:
+        yield
+        return
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions

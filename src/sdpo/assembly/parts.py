@@ -1,0 +1,112 @@
+"""The parts of a run, as `assembly.build` makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sdpo.assembly.callbacks import Callbacks
+from sdpo.assembly.micro_batches import MicroBatches
+from sdpo.backbones import PipelineBackbone
+from sdpo.config import Config
+from sdpo.distributed.processes import Processes
+from sdpo.evaluation.evaluate import Drawing
+from sdpo.evaluation.evaluator import Evaluator
+from sdpo.loop.batches import Batches
+from sdpo.loop.clock import Clock
+from sdpo.loop.collect import gather_scores
+from sdpo.loop.optimizer import Optimization
+from sdpo.loop.policy import Policy, PromptEmbeddings
+from sdpo.loop.policy_update import PolicyUpdate
+from sdpo.loop.reward_mix import RewardMix
+from sdpo.loop.scoring import Scorer
+from sdpo.method.advantages import Normalizer
+from sdpo.method.algorithms import Algorithm
+from sdpo.method.denoisers import Denoiser
+from sdpo.prompts import Prompt
+from sdpo.rewards.base import PlacedReward
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """The parts that draw images.
+
+    Attributes:
+        config: the configuration that they were made from.
+        processes: the processes of this launch.
+        backbone: the model, on its device.
+        policy: guidance and precision around the model's network.
+        embeddings: the embeddings of all prompts.
+        decode_batch: images a decoder call.
+    """
+
+    config: Config
+    processes: Processes
+    backbone: PipelineBackbone
+    policy: Policy
+    embeddings: PromptEmbeddings
+    decode_batch: int
+
+    def drawing(self, micro_batch: int, eta: float) -> Drawing:
+        """How evaluations draw images with these parts.
+
+        Args:
+            micro_batch: trajectories a network call.
+            eta: the noise level of the sampler.
+        """
+        return Drawing(self.policy, self.embeddings, eta, micro_batch, self.decode_batch, self.processes)
+
+
+@dataclass(frozen=True)
+class Parts(ModelParts):
+    """The parts of a training run.
+
+    Attributes:
+        prompts: the training prompts.
+        denoiser: the schedule of T steps that is trained on.
+        algorithm: the objective with its credit rule and reward plan.
+        batches: deals the prompts of each epoch.
+        mix: the trained rewards as one number.
+        normalizer: turns returns into advantages.
+        update: the losses of an epoch and the optimizer.
+        evaluator: the evaluations of the run.
+        micro_batches: groups a network call, as chosen for this machine; a resumed run keeps its own.
+        share_first_step: whether a group's branches share the network evaluation of the first step.
+        callbacks: the user's callbacks.
+        clock: counts the seconds of the phases.
+        precision: gives a context with the matrix precision that `model.tf32` asks for.
+    """
+
+    prompts: Sequence[Prompt]
+    denoiser: Denoiser
+    algorithm: Algorithm[Any]
+    batches: Batches
+    mix: RewardMix
+    normalizer: Normalizer
+    update: PolicyUpdate
+    evaluator: Evaluator
+    micro_batches: MicroBatches
+    share_first_step: bool
+    callbacks: Callbacks
+    clock: Clock
+    precision: Callable[[], AbstractContextManager[Any]]
+
+    def scorer(self) -> Scorer:
+        """A scorer of one epoch's trajectories."""
+        return Scorer(
+            self.backbone,
+            self.mix,
+            self.algorithm.reward_plan,
+            decode_batch=self.decode_batch,
+            batch_size=self.config.scoring.batch_size,
+            gather=partial(gather_scores, gather=self.processes.gather),
+            clock=self.clock,
+        )
+
+    @property
+    def optimization(self) -> Optimization:
+        """The optimizer of the trained weights."""
+        return self.update.optimization

@@ -1,0 +1,36 @@
+"""The rewards of a run, placed on their device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from sdpo.config import Config
+from sdpo.distributed.processes import check_device
+from sdpo.rewards.base import PlacedReward, Reward
+from sdpo.rewards.registry import load_reward
+
+
+def load_rewards(
+    config: Config, names: Iterable[str], device: torch.device, own: Mapping[str, Reward] | None = None
+) -> dict[str, PlacedReward]:
+    """Load rewards by name, each called with `scoring.batch_size` images on `scoring.device`.
+
+    Args:
+        config: the configuration of a run, for its sections `scoring` and `reward_options`.
+        names: the names of the rewards.
+        device: the device of the denoising network, which `scoring.device=auto` means.
+        own: the user's own callables by name; they are not loaded.
+
+    Raises:
+        UserError: if a reward cannot be loaded.
+    """
+    scoring = config.scoring
+    place = check_device(scoring.device, "scoring.device") or device
+    start = "cpu" if scoring.offload else str(place)
+    placed: dict[str, PlacedReward] = {}
+    for name in names:
+        reward = (own or {}).get(name) or load_reward(name, start, config.reward_options.get(name))
+        placed[name] = PlacedReward(name, reward, scoring.batch_size, place, scoring.offload, scoring.timeout)
+    return placed

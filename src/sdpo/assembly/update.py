@@ -1,0 +1,128 @@
+"""The update of a run: its visits, optimizer, learning-rate schedule, and average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from sdpo.config import Config
+from sdpo.config.schema import TrainConfig
+from sdpo.distributed.launch import Sharding
+from sdpo.distributed.processes import Processes
+from sdpo.distributed.shard import make_optimization
+from sdpo.errors import UserError
+from sdpo.loop.optimizer import alone, warmup_decay
+from sdpo.loop.policy import Policy
+from sdpo.loop.policy_update import PolicyUpdate, UpdateSettings
+from sdpo.loop.shared_step import shares_first_step
+from sdpo.loop.visits import Visits
+
+
+def visits(config: Config, ends_random: bool) -> Visits:
+    """The steps that the update of a run visits.
+
+    Args:
+        config: the configuration of a run.
+        ends_random: whether the last step of the schedule is stochastic; a deterministic one has no density.
+    """
+    train, algorithm = config.train, config.build_algorithm()
+    return Visits(
+        seed=config.seed,
+        inner_epochs=train.inner_epochs,
+        timestep_fraction=train.timestep_fraction,
+        first_steps=train.first_steps,
+        last_step=ends_random and algorithm.credit.trains_last_step,
+        shuffle=train.step_shuffle,
+        whole_trajectories=algorithm.takes_trajectories,
+    )
+
+
+def first_step_is_shared(config: Config, ends_random: bool) -> bool:
+    """Whether the branches of a group share the network evaluation of the first step.
+
+    Args:
+        config: the configuration of a run.
+        ends_random: whether the last step of the schedule is stochastic.
+    """
+    sample = config.sample
+    return shares_first_step(
+        sample.share_first_step,
+        shared_noise=sample.shared_noise,
+        visits=visits(config, ends_random),
+        num_steps=sample.num_steps,
+    )
+
+
+def optimizer_steps(config: Config, ends_random: bool) -> int:
+    """The number of optimizer steps an epoch.
+
+    Args:
+        config: the configuration of a run.
+        ends_random: whether the last step of the schedule is stochastic.
+    """
+    batches = config.sample.prompts_per_epoch // config.train.batch_size
+    return visits(config, ends_random).optimizer_steps(batches, config.sample.num_steps)
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
+    """Make AdamW, or its 8-bit form.
+
+    Raises:
+        UserError: if the 8-bit form is not installed.
+    """
+    settings: dict[str, Any] = dict(
+        lr=train.learning_rate, betas=tuple(train.betas), weight_decay=train.weight_decay, eps=train.epsilon
+    )
+    if train.optimizer == "adamw8bit":
+        try:
+            import bitsandbytes
+        except ImportError as error:
+            raise UserError("train.optimizer=adamw8bit needs bitsandbytes: pip install 'sdpo[bitsandbytes]'") from error
+        return bitsandbytes.optim.AdamW8bit(parameters, **settings)  # type: ignore[no-any-return]
+    return torch.optim.AdamW(parameters, fused=True, **settings)
+
+
+def make_update(
+    config: Config, policy: Policy, ends_random: bool, processes: Processes, sharding: Sharding | None
+) -> PolicyUpdate:
+    """Make the update with its optimizer, learning-rate schedule and average of the weights.
+
+    Args:
+        config: the configuration of a run.
+        policy: the policy that is trained.
+        ends_random: whether the last step of the schedule is stochastic.
+        processes: the processes that share the batches.
+        sharding: what the launch shards, or None.
+
+    Raises:
+        UserError: if the optimizer is not installed.
+    """
+    train = config.train
+    settings = UpdateSettings(
+        batch_size=train.batch_size // processes.count,
+        visits=visits(config, ends_random),
+        kl_weight=train.kl_weight,
+        skip_nonfinite=train.on_nonfinite == "skip",
+    )
+    steps = config.epochs * optimizer_steps(config, ends_random)
+
+    def make(tensors: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        optimizer = make_optimizer(tensors, train)
+        return optimizer, LambdaLR(optimizer, warmup_decay(train.lr_schedule, train.warmup_steps, steps))
+
+    optimization = make_optimization(
+        sharding,
+        policy.backbone,
+        processes,
+        policy.backbone.trainable_parameters(),
+        make,
+        max_grad_norm=train.max_grad_norm,
+        ema_decay=train.ema_decay,
+        all_reduce=processes.mean if processes.count > 1 else alone,
+        scaled=policy.dtype == torch.float16 and policy.backbone.device.type == "cuda",
+    )
+    return PolicyUpdate(policy, config.build_algorithm(), settings, optimization)

@@ -1,0 +1,91 @@
+"""The cost of a run in trajectories, reward queries, network evaluations and optimizer steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdpo.assembly.checks import check_processes
+from sdpo.assembly.update import first_step_is_shared, optimizer_steps, visits
+from sdpo.config import Config
+from sdpo.estimate.model_sizes import peek
+from sdpo.estimate.preflight import ends_random
+
+
+@dataclass(frozen=True)
+class EpochCost:
+    """The cost of one epoch, over all processes.
+
+    Attributes:
+        trajectories: trajectories that are sampled.
+        queries: images that the rewards score, at most.
+        forward: network evaluations without gradient.
+        backward: network evaluations with gradient.
+        optimizer_steps: optimizer steps.
+    """
+
+    trajectories: int
+    queries: int
+    forward: int
+    backward: int
+    optimizer_steps: int
+
+
+def epoch_cost(config: Config) -> EpochCost:
+    """Count what an epoch costs, without loading the model.
+
+    Args:
+        config: a configuration whose references have been checked.
+    """
+    sample, algorithm, random_end = config.sample, config.build_algorithm(), ends_random(config)
+    plan, steps = algorithm.reward_plan, visits(config, random_end)
+    trajectories = sample.prompts_per_epoch * algorithm.branches
+    guidance = 2 if sample.guidance_scale != 1 and not peek(config.model.path).embeds_guidance else 1
+    # At the first step, which all branches of a group have in common, one evaluation or query serves the group.
+    shared = trajectories - sample.prompts_per_epoch if first_step_is_shared(config, random_end) else 0
+    queries = plan.max_queries(sample.num_steps) * trajectories
+    queries -= shared if plan.first_query is not None or sample.num_steps == 1 else 0
+    forward = (trajectories * sample.num_steps - shared) * guidance
+    visited, eligible = steps.visited(sample.num_steps), steps.eligible(sample.num_steps)
+    backward = (trajectories * visited - round(shared * visited / eligible)) * steps.inner_epochs * guidance
+    forward += backward if config.train.kl_weight > 0 or algorithm.needs_reference else 0  # the base model
+    forward += backward if algorithm.takes_trajectories else 0  # all steps, before the first gradient
+    return EpochCost(trajectories, queries, forward, backward, optimizer_steps(config, random_end))
+
+
+def describe_cost(config: Config) -> str:
+    """Say what a run will cost, in two lines that YAML takes for comments."""
+    epoch = epoch_cost(config)
+    return (
+        f"# an epoch: {epoch.trajectories} trajectories, at most {epoch.queries} reward queries, "
+        f"{epoch.forward} network evaluations without and {epoch.backward} with gradient, "
+        f"{epoch.optimizer_steps} optimizer steps\n"
+        f"# the run: {config.epochs} epochs, {config.epochs * epoch.trajectories} trajectories, "
+        f"{config.epochs * (epoch.forward + epoch.backward)} network evaluations, "
+        f"{config.epochs * epoch.optimizer_steps} optimizer steps"
+    )
+
+
+def describe_batches(config: Config, processes: int) -> str:
+    """Say how the batches of an epoch are made up, in a line that YAML takes for a comment.
+
+    Args:
+        config: the configuration of a run.
+        processes: the number of processes.
+
+    Raises:
+        UserError: if the batches do not divide over the processes, with numbers that do.
+    """
+    check_processes(config, processes)
+    sample, train = config.sample, config.train
+    share = train.batch_size // processes
+    steps = optimizer_steps(config, ends_random(config))
+    if train.micro_batch == "auto":
+        calls = "in micro-batches that are found when training starts"
+    else:
+        micro = min(train.micro_batch, share)
+        calls = f"in micro-batches of {micro} (gradients accumulated over {-(-share // micro)} calls)"
+    return (
+        f"# batches: {sample.prompts_per_epoch} groups an epoch = {sample.prompts_per_epoch // train.batch_size} × "
+        f"{train.batch_size}; {train.batch_size} a step over {processes} process{'es' * (processes > 1)} = {share} "
+        f"each, {calls}; {steps} optimizer steps an epoch"
+    )

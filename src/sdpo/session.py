@@ -1,0 +1,296 @@
+"""The state of a run: start and resume, evaluate, save, rescue, finish."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdpo.assembly import Parts
+from sdpo.assembly.callbacks import RunState
+from sdpo.assembly.snapshot import restore_snapshot, take_snapshot
+from sdpo.config.differences import check_same_run
+from sdpo.distributed.processes import maybe_together
+from sdpo.errors import DivergenceError, UserError, cause
+from sdpo.estimate.memory import memory_knobs
+from sdpo.evaluation.record import (
+    Evaluation,
+    discard_evaluations_after,
+    read_evaluation,
+    weighted_gain,
+    write_evaluation,
+)
+from sdpo.evaluation.stopping import GAIN, Stop, StoppingRules
+from sdpo.loop.divergence import NotFiniteError
+from sdpo.loop.epoch_row import Counters
+from sdpo.report import write_report
+from sdpo.run.checkpoint import Checkpoint, CheckpointStore
+from sdpo.run.directory import RunDirectory
+from sdpo.run.environment import write_environment
+from sdpo.run.metrics import MetricsFile
+from sdpo.run.result import RunResult, write_result
+from sdpo.run.trackers import Trackers
+from sdpo.system.durable import WRITE_ERRORS, write_whole
+from sdpo.system.interrupt import Interruptions, Terminated
+from sdpo.system.log import logger
+
+
+class Session:
+    """The progress of a run and the files in its directory.
+
+    Args:
+        parts: the parts of the run.
+        run: the run's directory, which exists.
+        lock: a context in which no other process writes to the directory.
+
+    Attributes:
+        epoch: the last epoch that has ended.
+        first_epoch: the first epoch that this session trains; later than 1 after a resume.
+        counters: what the run has spent so far.
+        micro_batches: groups a network call; a resumed run keeps those that `auto` found before.
+        ended_early: says why a stopping rule ended the run, and which epoch its result is of; else None.
+    """
+
+    def __init__(self, parts: Parts, run: RunDirectory, lock: AbstractContextManager[Any]) -> None:
+        checkpoint = parts.config.checkpoint
+        self.run = run
+        self.epoch = 0
+        self.first_epoch = 1
+        self.counters = Counters()
+        self.micro_batches = parts.micro_batches
+        self.ended_early: str | None = None
+        self._parts = parts
+        self._config = parts.config
+        self._is_main = parts.processes.is_main
+        self._lock = lock
+        self._store = CheckpointStore(run.checkpoints, checkpoint.keep_last, checkpoint.keep_best)
+        self._metrics = MetricsFile(run.metrics)
+        self._rules = StoppingRules(parts.config.stop_when)
+        names = parts.config.trackers if self._is_main else []
+        self._trackers = Trackers(names, run.path, parts.config.model_dump())
+        self._unsaved: Checkpoint | None = None  # the last epoch's, where `checkpoint.every` leaves it out
+        self._base: Evaluation | None = None  # the evaluation before the first epoch
+        self._latest: Evaluation | None = None
+
+    # -- start and resume ----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Interruptions]:
+        """A context in which the directory is locked, signals are handled, and the last epoch is saved at any end."""
+        with (
+            self._lock,
+            Interruptions(self._save_unsaved) as interruptions,
+            self._explaining_errors(),
+            self._rescuing(interruptions),
+            self._trackers,
+        ):
+            yield interruptions
+
+    def start(self) -> None:
+        """Resume from the newest whole checkpoint if there is one; else evaluate the base model."""
+        self._resume()
+        self._trackers.start()
+        if self.epoch == 0:
+            metrics = self._evaluate(0, self.counters)
+            self._rules.start(self._base_metrics(), [])
+            if self._is_main:
+                self._parts.callbacks.on_evaluate(self._state(0, metrics))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last epoch has ended, or a stopping rule has ended the run."""
+        return self.epoch >= self._config.epochs or self._rules.stop is not None
+
+    def _resume(self) -> None:
+        processes = self._parts.processes
+        if self._is_main and self._store.epochs():
+            check_same_run(self._config, self.run.config)
+        found = self._store.newest() if self._is_main else None
+        last = processes.broadcast(found.epoch if found is not None else None)
+        if last is not None:
+            checkpoint = found if found is not None else self._store.load(last)
+            self.counters, self.micro_batches = restore_snapshot(self._parts, checkpoint)
+            self.epoch = checkpoint.epoch
+            self._base = read_evaluation(self.run, 0)
+            rows = self._metrics.read(self.epoch) if self._is_main else []
+            self._rules.start(self._base_metrics(), processes.broadcast(rows))
+        self.first_epoch = self.epoch + 1
+        processes.barrier()  # all have read the files that the main process now writes
+        if self._is_main:
+            discard_evaluations_after(self.run, self.epoch)
+            self.run.stopped.unlink(missing_ok=True)
+            write_whole(self.run.config, self._config.to_yaml())
+            write_environment(self.run, self._parts.backbone.device, processes.count)
+            self._metrics.start(self.epoch)
+
+    # -- evaluate ------------------------------------------------------------------------------------------
+
+    def evaluate_if_due(self, epoch: int, counters: Counters) -> dict[str, float]:
+        """Evaluate the weights after an epoch if the settings ask for it; returns the metrics, else an empty mapping.
+
+        Args:
+            epoch: the epoch, from 1.
+            counters: what the run has spent until then.
+        """
+        return self._evaluate(epoch, counters) if self._parts.evaluator.is_due(epoch) else {}
+
+    def _evaluate(self, epoch: int, counters: Counters, full: bool = False) -> dict[str, float]:
+        parts = self._parts
+        drawing = parts.drawing(self.micro_batches.sample * parts.algorithm.branches, self._config.sample.eta)
+        with parts.precision():
+            evaluation, tiles = parts.evaluator(epoch, drawing, vars(counters), full)
+        if epoch == 0:
+            self._base = evaluation
+        if self._is_main:
+            write_evaluation(self.run, evaluation, tiles)
+        self._latest, metrics = evaluation, evaluation.metrics()
+        gain = weighted_gain(self._base, evaluation, self._config.rewards) if self._base is not None else None
+        if gain is not None:
+            metrics[GAIN] = gain
+        return metrics
+
+    def _base_metrics(self) -> dict[str, float]:
+        """The base model's evaluation, without monitors that were measured on other images than they are now."""
+        if self._base is None:
+            return {}
+        same = self._base.monitored == self._config.evaluate.monitored
+        return {n: v for n, v in self._base.metrics().items() if same or not n.startswith("monitor/")}
+
+    # -- save and rescue -----------------------------------------------------------------------------------
+
+    def save(self, epoch: int, row: dict[str, Any], counters: Counters) -> None:
+        """Save an epoch: its row of metrics, and its checkpoint where `checkpoint.every` asks for one.
+
+        Args:
+            epoch: the epoch that has ended.
+            row: its metrics.
+            counters: what the run has spent until then.
+
+        Raises:
+            UserError: if a stopping rule needs a metric that was not measured; the epoch is saved.
+        """
+        self.epoch, self.counters = epoch, counters
+        self._rules.observe(row)
+        if self._is_main or self._parts.optimization.collective:
+            checkpoint = take_snapshot(self._parts, epoch, counters, self.micro_batches, self._rules.score(row))
+        if self._is_main:
+            self._metrics.append(row)
+            self._save(checkpoint)
+        self._trackers.log(row)
+        self._rules.check(row)
+        if self._is_main:
+            if self._parts.evaluator.is_due(epoch):
+                self._parts.callbacks.on_evaluate(self._state(epoch, row))
+            self._parts.callbacks.on_epoch_end(self._state(epoch, row))
+
+    def warn(self, epoch: int, message: str | None) -> None:
+        """Log a warning about an epoch once, on the main process."""
+        if message is not None and self._is_main:
+            logger.warning("epoch %d: %s", epoch, message)
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, or keep a copy at hand where `checkpoint.every` leaves it out."""
+        eligible = bool(self._config.stop_when) and checkpoint.score is not None  # can become the run's result
+        if self.is_over or eligible or self.epoch % self._config.checkpoint.every == 0:
+            self._store.save(checkpoint)
+            self._unsaved = None
+        else:
+            self._unsaved = checkpoint.copy()
+
+    def _save_unsaved(self) -> None:
+        if self._unsaved is not None:
+            self._store.save(self._unsaved)
+            self._unsaved = None
+
+    @contextlib.contextmanager
+    def _rescuing(self, interruptions: Interruptions) -> Iterator[None]:
+        """Save the last epoch, whatever ends the run."""
+        try:
+            yield
+        except BaseException as stop:
+            interruptions.ignore()
+            self._save_unsaved()
+            if isinstance(stop, KeyboardInterrupt | Terminated):
+                kept = self._store.epochs()
+                stop.args = (
+                    f"rerun the same command to resume after epoch {kept[-1]}"
+                    if kept
+                    else "no epoch was completed; rerunning the same command starts over",
+                )
+            raise
+
+    @contextlib.contextmanager
+    def _explaining_errors(self) -> Iterator[None]:
+        """Turn the errors of libraries into messages that say what to do."""
+        try:
+            with maybe_together():
+                yield
+        except WRITE_ERRORS as error:
+            raise UserError(
+                f"a file cannot be read or written: {error}. Checkpoints in {self._store.root} are intact: fix the "
+                "problem and rerun the command to resume."
+            ) from error
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory: {cause(error)}\n{memory_knobs(self._config, self.micro_batches)}"
+            ) from error
+
+    @contextlib.contextmanager
+    def explaining_divergence(self, epoch: int) -> Iterator[None]:
+        """Add to a value that is not finite which checkpoint is intact and which settings to lower.
+
+        Args:
+            epoch: the epoch that is being trained.
+        """
+        try:
+            yield
+        except NotFiniteError as error:
+            kept = self._store.epochs()
+            last = f"The checkpoint of epoch {kept[-1]} is intact" if kept else "No checkpoint had been written"
+            raise DivergenceError(
+                f"epoch {epoch}: {error} is not finite. {last}. Lower train.learning_rate "
+                f"(now {self._config.train.learning_rate:g}) or train.max_grad_norm, or use a wider model.dtype."
+            ) from error
+
+    # -- finish --------------------------------------------------------------------------------------------
+
+    def finish(self) -> Path:
+        """Write the result and the report; returns the report's path."""
+        parts = self._parts
+        epoch = self.epoch if self._rules.stop is None else self._end_early(self._rules.stop)
+        with parts.evaluator.averaged():
+            weights = parts.optimization.weights()  # where they are sharded, all processes gather them
+            if self._is_main:
+                averaged = parts.optimization.ema is not None
+                write_result(self.run, parts.backbone, weights, RunResult(epoch, averaged))
+                write_report(self.run.path)
+        parts.processes.barrier()
+        if self._is_main:
+            metrics = self._latest.metrics() if self._latest is not None else {}
+            parts.callbacks.on_end(self._state(epoch, metrics))
+        return self.run.report
+
+    def _end_early(self, stop: Stop) -> int:
+        """Take the best checkpoint at which no rule held as the result, and evaluate it in full; returns its epoch."""
+        best = self._parts.processes.broadcast(self._rules.best(self._store.epochs()))
+        if best is not None:
+            checkpoint = self._store.load(best)
+            self._parts.optimization.take(checkpoint.weights, checkpoint.ema)
+            self._evaluate(best, Counters(**checkpoint.state["counters"]), full=True)
+            chosen = f"of epoch {best}, the best checkpoint at which no rule held"
+        else:
+            chosen = "of the last epoch: no kept checkpoint was evaluated without a rule that held"
+        self.ended_early = f"Stopped by stop_when after epoch {stop.epoch}: {stop.reason}. The result is that {chosen}."
+        epoch = self.epoch if best is None else best
+        if self._is_main:
+            record = {"epoch": stop.epoch, "result_epoch": epoch, "text": self.ended_early}
+            write_whole(self.run.stopped, json.dumps(record) + "\n")
+        return epoch
+
+    def _state(self, epoch: int, metrics: dict[str, Any]) -> RunState:
+        return RunState(epoch, self._config.epochs, self.run.path, metrics, self._latest, self._parts)

@@ -13,10 +13,8 @@ import torch
 from helpers import small_run as micro
 from helpers.launched_processes import ended, launch
 
-from sdpo import Config, Trainer
-from sdpo.assembly.build import check_processes
+from sdpo import Trainer
 from sdpo.cli.main import main as cli
-from sdpo.errors import UserError
 
 SETTINGS: dict[str, Any] = dict(sample={"prompts_per_epoch": 16}, train={"batch_size": 8}, evaluate={"every": 2})
 REWARD = """
@@ -168,17 +166,3 @@ def test_uneven_batches_are_refused_before_anything_starts(tiny_pipeline: Path, 
     codes, texts = ended(launch(3, cli.main, command, logs=tmp_path / "logs"), tmp_path / "logs")
     assert codes == [2, 2, 2] and not (tmp_path / "run").exists()
     assert any("train.batch_size=9 with sample.prompts_per_epoch=18" in text for text in texts)
-
-
-def test_the_numbers_that_are_proposed_are_legal() -> None:
-    for batch in range(1, 13):
-        for processes in range(1, 9):
-            config = Config.load("emoji", train={"batch_size": batch}, sample={"prompts_per_epoch": 3 * batch})
-            if batch % processes == 0:
-                check_processes(config, processes)
-                continue
-            with pytest.raises(UserError, match="must be a multiple") as refusal:
-                check_processes(config, processes)
-            proposed = dict(w.rstrip(".,").split("=") for w in str(refusal.value).split() if "=" in w)
-            legal = Config.load("emoji", [f"{key}={value}" for key, value in proposed.items()])
-            check_processes(legal, processes)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run
 from helpers import forked_processes as forked
 from helpers import small_run as micro
+from helpers.command_line import Run
 from safetensors.torch import load_file
 
 from sdpo import Trainer

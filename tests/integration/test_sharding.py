@@ -19,7 +19,7 @@ from helpers.command_line import Run
 from helpers.launched_processes import ended, launch
 
 from sdpo import Trainer
-from sdpo.cli.main import main as cli
+from sdpo.cli.main import main
 from sdpo.loop.policy import Policy
 from sdpo.run.checkpoint import Checkpoint, CheckpointStore
 
@@ -216,7 +216,7 @@ def fail(model: Path, run: Path) -> int:
         return transition(self, *arguments)
 
     Policy.transition = killed  # type: ignore[method-assign]
-    return cli.main([*command[:-1], str(run)])
+    return main([*command[:-1], str(run)])
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_what_nobody_does_is_refused(
 def test_blocks_that_are_not_there_are_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
     command = micro.arguments(tiny_pipeline, tmp_path / "run", **SETTINGS)
     blocks = {**FSDP, "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaLayer"}
-    codes, texts = ended(launch(2, cli.main, command, logs=tmp_path / "logs", **blocks), tmp_path / "logs")
+    codes, texts = ended(launch(2, main, command, logs=tmp_path / "logs", **blocks), tmp_path / "logs")
     assert codes == [2, 2] and any("wraps LlamaLayer" in t and "BasicTransformerBlock" in t for t in texts), texts
 
 

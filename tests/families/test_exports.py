@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run
 from diffusers import DiffusionPipeline
+from helpers.command_line import Run
 from helpers.flow_pipelines import SIDE
 from helpers.pipelines import PIPELINES
 from huggingface_hub import HfApi, ModelCard

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Run
+from helpers.command_line import Run
+from helpers.family_runs import SD_LCM, Pipelines, overrides
 from helpers.flow_pipelines import FLOW_PIPELINES
 from helpers.pipelines import PIPELINES
-from test_runs import SD_LCM, Pipelines, overrides
 
 
 @pytest.mark.parametrize("name", [*dict.fromkeys([*PIPELINES, *FLOW_PIPELINES]), SD_LCM])

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run
 from diffusers import DiffusionPipeline
 from diffusers.utils import convert_state_dict_to_kohya
+from helpers.command_line import Run
 from helpers.families import wrapped
+from helpers.family_runs import Pipelines, image_of, loaded, on_disk, overrides, rows, succeeded
 from helpers.flow_pipelines import SIDE
 from helpers.pipelines import PIPELINES
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_runs import Pipelines, image_of, loaded, on_disk, overrides, rows, succeeded
 from torch import Tensor, nn
 
 from sdpo.backbones import wrap_pipeline

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run
+from helpers.command_line import Run
 from helpers.flow_pipelines import autoencoder
 from helpers.pipelines import stable_diffusion
 from safetensors.torch import load_file

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Run
+from helpers.command_line import Run
 from helpers.mutations import contents, damage, time_limit, unsettle
 
 from sdpo import Config

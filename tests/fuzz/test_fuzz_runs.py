@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Run
+from helpers.command_line import Run
 from helpers.mutations import contents, damage, time_limit
 from safetensors.torch import load_file
 

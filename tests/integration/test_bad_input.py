@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Run
+from helpers.command_line import Run
 
 REWARDS = """
 import torch

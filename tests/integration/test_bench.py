@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run
+from helpers.command_line import Run
 
 from sdpo.commands.bench import Phases
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run
+from helpers.command_line import Run
 
 from sdpo import Config, Trainer
 from sdpo.commands.compare.execute import train_missing

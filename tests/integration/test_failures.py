@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run
+from helpers.command_line import Run
 from safetensors.torch import load_file, save_file
 
 from sdpo import Config, Trainer

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run
+from helpers.command_line import Run
 from safetensors.torch import load_file
 
 from sdpo.evaluation.evaluate import Evaluation

@@ -15,7 +15,7 @@ from helpers import forked_processes as forked
 from helpers import small_run as micro
 
 from sdpo import Trainer
-from sdpo.cli.main import main as cli
+from sdpo.cli.main import main
 from sdpo.run.checkpoint import CheckpointStore
 
 EPOCHS = 12
@@ -43,7 +43,7 @@ def train(model: Path, run: Path, fatal_operation: int | None = None) -> None:
 def undisturbed(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """A whole run, and how long it took."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    forked.start(cli.main, ["presets"], log=run.with_suffix(".log")).join()  # starts the server
+    forked.start(main, ["presets"], log=run.with_suffix(".log")).join()  # starts the server
     start = time.monotonic()
     process = forked.start(train, tiny_pipeline, run, log=run.with_suffix(".log"))
     process.join(120)
@@ -87,7 +87,7 @@ def test_a_signal_saves_the_last_epoch_that_ended(
     log = tmp_path / "log"
     for name in ("whole", "parts"):
         command = micro.arguments(tiny_pipeline, tmp_path / name, **settings)
-        process = forked.start(cli.main, command, log=log)
+        process = forked.start(main, command, log=log)
         metrics = tmp_path / "parts" / "metrics.jsonl"
         while name == "parts" and process.is_alive() and (not metrics.exists() or metrics.read_text().count("\n") < 3):
             time.sleep(0.01)
@@ -99,7 +99,7 @@ def test_a_signal_saves_the_last_epoch_that_ended(
     assert saved in ([2], [3], [4]), "2: the signal came between the third row and what comes after it"
     assert f"goes on after epoch {saved[0]}" in log.read_text()
     assert "Traceback" not in log.read_text()
-    process = forked.start(cli.main, command, log=log)  # with as many threads as before
+    process = forked.start(main, command, log=log)  # with as many threads as before
     process.join(60)
     assert process.exitcode == 0, log.read_text()
     assert [row["epoch"] for row in micro.rows(tmp_path / "parts")] == [1, 2, 3, 4, 5, 6]

@@ -13,10 +13,8 @@ import torch
 from helpers import small_run as micro
 from helpers.launched_processes import ended, launch
 
-from sdpo import Config, Trainer
-from sdpo.assembly.build import check_processes
-from sdpo.cli.main import main as cli
-from sdpo.errors import UserError
+from sdpo import Trainer
+from sdpo.cli.main import main
 
 SETTINGS: dict[str, Any] = dict(sample={"prompts_per_epoch": 16}, train={"batch_size": 8}, evaluate={"every": 2})
 REWARD = """
@@ -148,7 +146,7 @@ def test_one_that_fails_ends_all(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     # The second evaluation comes after two epochs; the call that fails is one of the third.
-    processes = launch(2, cli.main, command, logs=logs, HOW=how, FAILS_AT="8")
+    processes = launch(2, main, command, logs=logs, HOW=how, FAILS_AT="8")
     codes, texts = ended(processes, logs)
     errors = [[line for line in text.splitlines() if "sdpo: error" in line] for text in texts]
     assert not any("Traceback" in text for text in texts), texts
@@ -165,20 +163,6 @@ def test_one_that_fails_ends_all(
 
 def test_uneven_batches_are_refused_before_anything_starts(tiny_pipeline: Path, tmp_path: Path) -> None:
     command = micro.arguments(tiny_pipeline, tmp_path / "run", **SETTINGS)
-    codes, texts = ended(launch(3, cli.main, command, logs=tmp_path / "logs"), tmp_path / "logs")
+    codes, texts = ended(launch(3, main, command, logs=tmp_path / "logs"), tmp_path / "logs")
     assert codes == [2, 2, 2] and not (tmp_path / "run").exists()
     assert any("train.batch_size=9 with sample.prompts_per_epoch=18" in text for text in texts)
-
-
-def test_the_numbers_that_are_proposed_are_legal() -> None:
-    for batch in range(1, 13):
-        for processes in range(1, 9):
-            config = Config.load("emoji", train={"batch_size": batch}, sample={"prompts_per_epoch": 3 * batch})
-            if batch % processes == 0:
-                check_processes(config, processes)
-                continue
-            with pytest.raises(UserError, match="must be a multiple") as refusal:
-                check_processes(config, processes)
-            proposed = dict(w.rstrip(".,").split("=") for w in str(refusal.value).split() if "=" in w)
-            legal = Config.load("emoji", [f"{key}={value}" for key, value in proposed.items()])
-            check_processes(legal, processes)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run
+from helpers.command_line import Run
 from PIL import Image
 from safetensors.torch import load_file
 

@@ -13,15 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run
 from diffusers import DiffusionPipeline
 from helpers import small_run as micro
+from helpers.command_line import Run
 from helpers.launched_processes import ended, launch
 
-from sdpo import Config, Trainer
-from sdpo.cli.main import main as cli
-from sdpo.distributed import launch as sharding
-from sdpo.errors import UserError
+from sdpo import Trainer
+from sdpo.cli.main import main
 from sdpo.loop.policy import Policy
 from sdpo.run.checkpoint import Checkpoint, CheckpointStore
 
@@ -218,7 +216,7 @@ def fail(model: Path, run: Path) -> int:
         return transition(self, *arguments)
 
     Policy.transition = killed  # type: ignore[method-assign]
-    return cli.main([*command[:-1], str(run)])
+    return main([*command[:-1], str(run)])
 
 
 @pytest.mark.parametrize(
@@ -245,37 +243,10 @@ def test_what_nobody_does_is_refused(
     assert result.returncode == 2 and message in result.stderr and not Path("run").exists()
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"model": {"dtype": "float16"}}, "float16"),
-        ({"model": {"compile": True}}, "compile"),
-        ({"model": {"quantize": "int8"}}, "quantize"),
-        ({"lora": None, "train": {"optimizer": "adamw8bit"}}, "adamw8bit"),
-    ],
-)
-def test_settings_that_do_not_go_with_it_are_refused(settings: dict[str, Any], message: str) -> None:
-    config = Config.load("emoji", **settings)
-    with pytest.raises(UserError, match=message):
-        sharding.check(sharding.FSDP2(), config, torch.device("cpu"))
-    if message == "quantize":  # DeepSpeed leaves frozen weights alone
-        sharding.check(sharding.ZeRO2({}), config, torch.device("cpu"))
-    else:
-        with pytest.raises(UserError, match=message):
-            sharding.check(sharding.ZeRO2({}), config, torch.device("cpu"))
-
-
-def test_a_lora_may_have_the_small_optimizer_where_it_is_not_split() -> None:
-    config = Config.load("emoji", train={"optimizer": "adamw8bit"})
-    sharding.check(sharding.FSDP2(), config, torch.device("cpu"))
-    with pytest.raises(UserError, match="adamw8bit"):
-        sharding.check(sharding.ZeRO2({}), config, torch.device("cpu"))
-
-
 def test_blocks_that_are_not_there_are_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
     command = micro.arguments(tiny_pipeline, tmp_path / "run", **SETTINGS)
     blocks = {**FSDP, "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaLayer"}
-    codes, texts = ended(launch(2, cli.main, command, logs=tmp_path / "logs", **blocks), tmp_path / "logs")
+    codes, texts = ended(launch(2, main, command, logs=tmp_path / "logs", **blocks), tmp_path / "logs")
     assert codes == [2, 2] and any("wraps LlamaLayer" in t and "BasicTransformerBlock" in t for t in texts), texts
 
 

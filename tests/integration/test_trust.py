@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run
 from helpers import forked_processes as forked
 from helpers import small_run as micro
+from helpers.command_line import Run
 from safetensors.torch import load_file
 
 from sdpo import Trainer
-from sdpo.cli.main import main as cli
+from sdpo.cli.main import main
 from sdpo.method.algorithms import SDPO
 from sdpo.method.types import LossOutput
 from sdpo.run.checkpoint import CheckpointStore
@@ -170,7 +170,7 @@ def test_a_directory_that_cannot_be_written_to(sdpo: Run, command: list[str]) ->
 
 
 def test_two_runs_in_one_directory(sdpo: Run, tmp_path: Path, command: list[str]) -> None:
-    process = forked.start(cli.main, [*command, "epochs=1000"], log=tmp_path / "log")
+    process = forked.start(main, [*command, "epochs=1000"], log=tmp_path / "log")
     while not (tmp_path / "run" / "metrics.jsonl").exists() and process.is_alive():
         time.sleep(0.01)
     failed(sdpo(*command), "another run is going on in", f"process {process.pid} on ")

@@ -1,0 +1,81 @@
+"""Frozen weights in few bits: what is refused, and, where the libraries are installed, a run on them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.command_line import Run
+from safetensors.torch import load_file
+from torch import nn
+
+from sdpo.assembly import build
+from sdpo.backbones import training
+from sdpo.backbones.quantize import quantize
+from sdpo.config.schema import Config
+from sdpo.estimate.memory import estimate
+
+LIBRARIES = {"int8": "torchao", "nf4": "bitsandbytes"}
+
+
+@pytest.mark.parametrize("how", LIBRARIES)
+def test_a_missing_library_names_its_extra(
+    sdpo: Run, tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    for module in ("torchao", "torchao.quantization", "bitsandbytes"):
+        monkeypatch.setitem(sys.modules, module, None)
+    result = sdpo("train", "emoji", *tiny_overrides, f"model.quantize={how}", "--output-dir", "run")
+    assert result.returncode == 2 and f"pip install 'sdpo[{LIBRARIES[how]}]'" in result.stderr
+
+
+def test_full_fine_tuning_is_refused(sdpo: Run) -> None:
+    result = sdpo("train", "emoji", "model.quantize=int8", "lora=null", "--dry-run")
+    assert result.returncode == 2 and "model.quantize=int8 with lora=null" in result.stderr
+
+
+def test_weights_are_quantised_before_the_lora_is_made(tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def spy(network: nn.Module, how: str) -> None:
+        assert how == "nf4" and not any("lora" in name for name, _ in network.named_parameters())
+        seen.append(True)
+
+    monkeypatch.setattr(training, "quantize", spy)
+    config = Config.load("emoji", model={"path": str(tiny_pipeline), "quantize": "nf4"})
+    build.prepare_training(build.build_backbone(config, torch.device("cpu")), config)
+    assert seen == [True]
+
+
+def test_the_estimate_counts_fewer_bytes() -> None:
+    found = [estimate(Config.load("sdxl-turbo-pickscore", model={"quantize": how})) for how in (None, "int8", "nf4")]
+    sizes = [e.parts["network"] for e in found if e is not None]
+    assert sizes[0] - sizes[1] == 2_232_647_680
+    assert sizes[0] - sizes[2] == pytest.approx(2_232_647_680 * (2 - 0.5 - 1 / 16), abs=1)
+    assert found[0] is not None and found[2] is not None and found[2].start == found[0].start
+
+
+@pytest.mark.parametrize("how", LIBRARIES)
+def test_a_run_on_quantised_weights(sdpo: Run, tmp_path: Path, tiny_overrides: list[str], how: str) -> None:
+    pytest.importorskip(LIBRARIES[how])
+    command = ("train", "emoji", *tiny_overrides, "lora={rank: 2, alpha: 4}", f"model.quantize={how}")
+    result = sdpo(*command, "--output-dir", "run")
+    assert result.returncode == 0, result.stderr
+    weights = load_file(tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors")
+    assert any(value.any() for key, value in weights.items() if "lora_B" in key)
+    result = sdpo("export", "run", "--to", "merged", "--epoch", "1")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("how", LIBRARIES)
+def test_outputs_stay_close_and_small_layers_as_they_are(how: str) -> None:
+    pytest.importorskip(LIBRARIES[how])
+    torch.manual_seed(0)
+    network = nn.ModuleDict({"embed": nn.Linear(64, 64), "blocks": nn.ModuleList([nn.Linear(64, 64)])})
+    x = torch.randn(4, 64)
+    exact, before = network["blocks"][0](x).detach(), network["embed"].weight
+    quantize(network.requires_grad_(False), how)  # type: ignore[arg-type]
+    assert network["embed"].weight is before
+    difference = (network["blocks"][0](x) - exact).abs().max()
+    assert 0 < difference < {"int8": 0.02, "nf4": 0.5}[how]

@@ -1,0 +1,96 @@
+"""Monitors against cases by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers.plane_model import Plane
+
+from sdpo.evaluation.monitors import Drift, Monitors, diversity, edge_density, histogram_entropy, thumbnails
+from sdpo.loop.policy import Policy, PromptEmbeddings
+from sdpo.loop.rollout import final_images
+from sdpo.method.denoisers import DDIM
+from sdpo.method.gaussian import kl_divergence
+
+
+def shades(*values: float) -> torch.Tensor:
+    """Images of one grey each, [N, 3, 8, 8]."""
+    return torch.tensor(values).reshape(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+
+
+def test_diversity_by_hand() -> None:
+    # Image i is of prompt i modulo 2: prompt 0 has 0.0 and 0.4, prompt 1 has 0.5 and 0.7.
+    reduced = thumbnails(shades(0.0, 0.5, 0.4, 0.7))
+    assert diversity(reduced, prompts=2) == pytest.approx((0.4 + 0.2) / 2)
+    assert diversity(reduced, prompts=4) == pytest.approx((0.5 + 0.4 + 0.7 + 0.1 + 0.2 + 0.3) / 6)
+    assert diversity(thumbnails(shades(0.3, 0.3)), prompts=1) == 0
+    assert diversity(thumbnails(shades(0.3)), prompts=1) is None
+
+
+def test_thumbnails_average_areas() -> None:
+    images = torch.rand(2, 3, 64, 64)
+    assert thumbnails(images).shape == (2, 3 * 32 * 32)
+    torch.testing.assert_close(thumbnails(images)[0, 0], images[0, 0, :2, :2].mean())
+
+
+def test_edges_and_entropy_by_hand() -> None:
+    halves = torch.zeros(1, 3, 9, 9)
+    halves[..., 5:] = 1  # one of eight columns of neighbours is an edge
+    assert edge_density(halves).tolist() == pytest.approx([1 / 8])
+    assert edge_density(shades(0.2, 0.9)).tolist() == [0, 0]
+    board = (torch.arange(64) % 4 / 3).reshape(1, 1, 8, 8).expand(-1, 3, -1, -1)  # four shades, 16 pixels each
+    assert histogram_entropy(torch.cat([board, shades(0.5)])).tolist() == pytest.approx([2, 0])
+
+
+def test_the_drift_is_the_kl_of_the_trajectories_that_were_drawn() -> None:
+    policy = Policy(Plane())
+    embeddings, denoiser = PromptEmbeddings(policy.backbone), policy.backbone.denoiser(3, 1.0)
+    assert isinstance(denoiser, DDIM)
+
+    def drift(shift: float, micro_batch: int) -> torch.Tensor:
+        policy.backbone.network_module.shift.data.fill_(shift)
+        watch = Drift(policy, denoiser, 3)
+        list(final_images(policy, denoiser, embeddings, ["a"] * 5, range(5), micro_batch, watch=watch))
+        return watch.values
+
+    assert drift(0.0, 2).tolist() == [0, 0, 0]
+    found = drift(0.5, 2)
+    # The shift moves μ by the same amount wherever the latent is: the KL of each step by hand.
+    latents, steps, expected = torch.zeros(1, 2, 1, 1), torch.arange(3), 0.0
+    for step in steps:
+        moved, base = (denoiser.transition(latents, torch.full((1, 2, 1, 1), s), step[None]) for s in (0.5, 0.0))
+        alpha = policy.backbone.denoiser(3, 1.0)._coefficients[step, 0] ** 2  # the network gives (1 − ᾱ) of the shift
+        expected += kl_divergence(base.mean + (1 - alpha) * (moved.mean - base.mean), base.mean, base.std).item() / 3
+    assert found.tolist() == pytest.approx([expected] * 3, rel=1e-4)
+    torch.testing.assert_close(drift(0.5, 5), found)
+
+
+class One:
+    """One process."""
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        return items
+
+
+def test_only_the_images_that_every_evaluation_has_are_looked_at() -> None:
+    policy = Policy(Plane())
+    process: Any = One()
+
+    def measured(images: torch.Tensor) -> dict[str, float]:
+        monitors = Monitors(policy, policy.backbone.denoiser(1, 1.0), range(len(images)), prompts=2, per_prompt=1)
+        for chunk in images.split(3):
+            monitors.look(chunk)
+        return monitors.finish(process)
+
+    few, many = measured(shades(0.1, 0.4)), measured(shades(0.1, 0.4, 0.9, 0.9, 0.9, 0.9))
+    assert few == many and few["diversity"] == pytest.approx(0.3) and few["kl_to_base"] == 0
+
+
+def test_without_random_steps_there_is_no_drift() -> None:
+    policy = Policy(Plane())
+    process: Any = One()
+    monitors = Monitors(policy, policy.backbone.denoiser(1, 0.0), [0], prompts=1, per_prompt=1)
+    monitors.look(shades(0.5))
+    assert set(monitors.finish(process)) == {"edge_density", "entropy"}  # nor a pair

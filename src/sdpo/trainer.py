@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from sdpo.assembly import build
-from sdpo.config.schema import Config, check_same_run
+from sdpo.config.differences import check_same_run
+from sdpo.config.schema import Config
 from sdpo.distributed import launch as sharding
 from sdpo.distributed.processes import Processes, maybe_together
 from sdpo.errors import DivergenceError, UserError
@@ -29,7 +30,6 @@ from sdpo.loop.reward_mix import RewardMix
 from sdpo.loop.rollout import rollout
 from sdpo.loop.scoring import Scorer, Scores
 from sdpo.method import seeds
-from sdpo.method.credit import discounted_returns, future_returns
 from sdpo.method.types import Trajectories
 from sdpo.prompts import Prompt, load_prompts
 from sdpo.report import write_report
@@ -105,7 +105,7 @@ class Trainer:
         self.policy = Policy(self.backbone, config.sample.guidance_scale, dtype)
         texts = [p.text for p in [*self.prompts, *self.unseen]]
         self.embeddings = build.encode_prompts(config, self.backbone, texts)
-        self.normalizer = build.build_normalizer(config)
+        self.normalizer = config.build_normalizer()
         build.compile_network(config, self.backbone, self.policy, self.denoiser, self.embeddings)
         self.micro_batches = build.micro_batches(config, self.policy, self.denoiser, self.embeddings, self.processes)
         self.decode_batch = build.decode_batch(config, self.backbone)
@@ -271,8 +271,7 @@ class Trainer:
         return {n: torch.cat([part[n] for part in parts]) for n in scores}
 
     def _advantages(self, trajectories: Trajectories, scores: Scores) -> Tensor:
-        returns_of = discounted_returns if self.algorithm.credit == "step" else future_returns
-        returns = returns_of(scores.dense, self.algorithm.discount)
+        returns = self.algorithm.returns(scores.dense)
         own = list(zip(trajectories.sample_index.tolist(), trajectories.prompts, returns.cpu(), strict=True))
         everyone = sorted(self.processes.gather(own), key=lambda item: item[0])
         advantages = self.normalizer.update([p for _, p, _ in everyone], torch.stack([r for _, _, r in everyone]))

@@ -16,7 +16,7 @@ from sdpo.loop.rollout import final_images, rollout
 from sdpo.loop.scoring import Scorer
 from sdpo.method.advantages import GroupNormalizer, Normalizer, PairNormalizer, StepwiseNormalizer
 from sdpo.method.algorithms import ALGORITHMS
-from sdpo.method.credit import discounted_returns
+from sdpo.method.reward_plans import AllSteps, FinalStep
 from sdpo.prompts import Prompt
 
 
@@ -42,7 +42,7 @@ def learn(normalizer: Normalizer, name: str = "sdpo", **setting: Any) -> tuple[d
     algorithm = ALGORITHMS[name](**setting)
     denoiser, embeddings = policy.backbone.denoiser(4, 1.0), PromptEmbeddings(policy.backbone)
     mix = RewardMix({"closeness": closeness}, {"closeness": 1.0})
-    settings = UpdateSettings(batch_size=32, micro_batch=32, unit=algorithm.unit)
+    settings = UpdateSettings(batch_size=32, micro_batch=32, takes_trajectories=algorithm.takes_trajectories)
     updater = Updater(policy, algorithm, settings, optimize(policy, torch.optim.AdamW, lr=0.05))
     before = rewards_by_steps(policy)
     for epoch in range(1, 16):
@@ -53,8 +53,7 @@ def learn(normalizer: Normalizer, name: str = "sdpo", **setting: Any) -> tuple[d
         scorer = Scorer(policy.backbone, mix, algorithm.reward_plan)
         scorer.add(trajectories)
         scores = scorer.finish()
-        returns = discounted_returns(scores.dense, algorithm.discount)
-        advantages = normalizer.update(trajectories.prompts, returns)
+        advantages = normalizer.update(trajectories.prompts, algorithm.returns(scores.dense))
         metrics = updater.run(trajectories, advantages, denoiser, embeddings, epoch)
         assert metrics["on_policy_log_ratio"] == 0
     return before, rewards_by_steps(policy)
@@ -74,6 +73,6 @@ def test_every_algorithm_learns(name: str) -> None:
 
 
 def test_sdpo_learns_with_pair_normalisation_every_plan_and_more_branches() -> None:
-    for setting in ({}, {"reward_plan": "all"}, {"reward_plan": "final"}, {"branches": 4}):
+    for setting in ({}, {"reward_plan": AllSteps()}, {"reward_plan": FinalStep()}, {"branches": 4}):
         before, after = learn(PairNormalizer(), **setting)
         assert all(after[steps] > before[steps] + 0.2 for steps in before), (setting, before, after)

@@ -18,7 +18,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from sdpo.backbones import Backbone, PipelineBackbone, load_backbone, wrap_pipeline
-from sdpo.config.schema import Config, ModelConfig, TrainConfig
+from sdpo.config.schema import Config
+from sdpo.config.sections import ModelConfig, TrainConfig
 from sdpo.distributed.launch import Sharding, make_optimization
 from sdpo.distributed.processes import Processes, check_device
 from sdpo.errors import UserError
@@ -28,7 +29,6 @@ from sdpo.loop.micro_batch import common, default_samples, even, sampling_call, 
 from sdpo.loop.optimizer import alone, warmup_decay
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.loop.policy_update import Updater, UpdateSettings
-from sdpo.method.advantages import GroupNormalizer, Normalizer, PairNormalizer, StepwiseNormalizer
 from sdpo.method.algorithms import Algorithm
 from sdpo.method.denoisers import Denoiser
 from sdpo.prompts import load_prompts
@@ -223,16 +223,6 @@ def compile_network(
         warnings.warn(f"model.compile: {reason}; going on without", stacklevel=2)
 
 
-def build_normalizer(config: Config) -> Normalizer:
-    """The advantage normaliser."""
-    advantage = config.advantage
-    if advantage.normalizer == "pair":
-        return PairNormalizer()
-    if advantage.normalizer == "group":
-        return GroupNormalizer()
-    return StepwiseNormalizer(advantage.buffer_size, advantage.min_count, per_step=advantage.normalizer == "stepwise")
-
-
 def build_optimizer(parameters: Iterable[torch.nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
     """AdamW, or its 8-bit form.
 
@@ -265,8 +255,8 @@ def update_settings(
         seed=config.seed,
         step_shuffle=train.step_shuffle,
         first_steps=train.first_steps,
-        last_step=ends_random and algorithm.credit == "step",
-        unit=algorithm.unit,
+        last_step=ends_random and algorithm.credit.trains_last_step,
+        takes_trajectories=algorithm.takes_trajectories,
         skip_nonfinite=train.on_nonfinite == "skip",
     )
 
@@ -334,18 +324,17 @@ def cost(config: Config) -> str:
     known, ends_random = peek(config.model.path), _ends_random(config)
     settings = update_settings(config, ends_random=ends_random)
     trajectories = sample.prompts_per_epoch * algorithm.branches
-    queries = {"final": 1, "all": sample.num_steps}.get(algorithm.reward_plan, min(3, sample.num_steps))
+    queries = algorithm.reward_plan.max_queries(sample.num_steps)
     updates = optimizer_steps(config)
     guidance = 2 if sample.guidance_scale != 1 and not known.embeds_guidance else 1
     # What one evaluation or query a group spares at the first step, which all its branches have in common.
     shared = trajectories - sample.prompts_per_epoch if shares_first_step(config, ends_random) else 0
-    first_is_asked_for = algorithm.reward_plan != "final" or sample.num_steps == 1
-    queries = queries * trajectories - (shared if first_is_asked_for else 0)
+    queries = queries * trajectories - (shared if algorithm.reward_plan.queries_first_step(sample.num_steps) else 0)
     forward = (trajectories * sample.num_steps - shared) * guidance
     visited, eligible = settings.visited_steps(sample.num_steps), settings.eligible_steps(sample.num_steps)
     backward = (trajectories * visited - round(shared * visited / eligible)) * settings.inner_epochs * guidance
     forward += backward if settings.kl_weight > 0 or algorithm.needs_reference else 0  # of the base model
-    forward += backward if algorithm.unit == "trajectory" else 0  # of all steps, before the first gradient
+    forward += backward if algorithm.takes_trajectories else 0  # of all steps, before the first gradient
     return (
         f"# an epoch: {trajectories} trajectories, at most {queries} reward queries, "
         f"{forward} network evaluations without and {backward} with gradient, {updates} optimizer steps\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,10 +30,10 @@ class UpdateSettings:
         kl_weight: weight of KL(policy ‖ base model); 0 is off.
         seed: of the run.
         first_steps: visit only so many of each trajectory, from the noisiest on; None visits all.
-        last_step: visit the last step too; under `credit: future`, or where it is deterministic, it has nothing to
-            learn from.
+        last_step: visit the last step too; there is nothing to learn where the step is deterministic, or where the
+            credit rule gives it no return.
         step_shuffle: a random order of steps for each sample; else all go from the noisiest to the last.
-        unit: an optimizer step follows one step of each of its groups, or their whole trajectories.
+        takes_trajectories: an optimizer step follows the whole trajectories of its groups, not one step of each.
         skip_nonfinite: count optimizer steps that were skipped because something was not finite.
     """
 
@@ -46,12 +46,12 @@ class UpdateSettings:
     step_shuffle: bool = True
     first_steps: int | None = None
     last_step: bool = True
-    unit: Literal["step", "trajectory"] = "step"
+    takes_trajectories: bool = False
     skip_nonfinite: bool = False
 
     def optimizer_steps(self, groups: int, num_steps: int) -> int:
         """Optimizer steps of one epoch."""
-        passes = 1 if self.unit == "trajectory" else self.visited_steps(num_steps)
+        passes = 1 if self.takes_trajectories else self.visited_steps(num_steps)
         return self.inner_epochs * passes * (groups // self.batch_size)
 
     def visited_steps(self, num_steps: int) -> int:
@@ -115,7 +115,7 @@ class Updater:
         on_policy: Tensor | None = None
         for inner in range(self.settings.inner_epochs):
             order = self._step_order(trajectories, epoch, inner)  # [B, T], on the host
-            whole = self.settings.unit == "trajectory"
+            whole = self.settings.takes_trajectories
             for j in range(1 if whole else self.settings.visited_steps(steps)):
                 for start in range(0, groups, size):
                     rows = range(start, start + size)

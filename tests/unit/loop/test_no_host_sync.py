@@ -90,7 +90,7 @@ def test_the_loops_run_without_a_tensor_being_read(algorithm: str, monkeypatch: 
                             micro_batch=2)  # fmt: skip
     trajectories = Trajectories.collect(parts, 4)
     learner = ALGORITHMS[algorithm](branches=2)
-    settings = UpdateSettings(batch_size=4, micro_batch=2, kl_weight=0.1, unit=learner.unit)
+    settings = UpdateSettings(batch_size=4, micro_batch=2, kl_weight=0.1, takes_trajectories=learner.takes_trajectories)
     updater = Updater(policy, learner, settings, optimize(policy, torch.optim.AdamW))
     advantages = torch.randn(trajectories.log_prob.shape)
     updater.run(trajectories, advantages, denoiser, embeddings, 1)

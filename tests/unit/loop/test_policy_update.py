@@ -15,7 +15,6 @@ from sdpo.loop.policy_update import Updater, UpdateSettings, network_rows
 from sdpo.loop.rollout import rollout
 from sdpo.method import gaussian
 from sdpo.method.algorithms import D3PO, PRDP, REBEL, SDPO, Algorithm
-from sdpo.method.algorithms.base import Credit, RewardPlan
 from sdpo.method.denoisers import Transition
 from sdpo.method.types import LossOutput, StepBatch, Trajectories, TrajectoryBatch
 from sdpo.prompts import Prompt
@@ -28,10 +27,6 @@ class Recording(Algorithm[StepBatch]):
     """Pulls log-probabilities down; remembers steps and old log-probabilities, which tell the samples apart."""
 
     seen: list[tuple[list[int], Tensor]]
-    branches: int = 2
-    reward_plan: RewardPlan = "all"
-    discount: float = 1.0
-    credit: Credit = "step"
 
     def loss(self, batch: StepBatch) -> LossOutput:
         self.seen.append((batch.step_index.tolist(), batch.old_log_prob))
@@ -292,7 +287,7 @@ def test_the_gradient_of_whole_trajectories_is_exact_at_the_memory_of_one_step(
     trajectories = Trajectories(["x"] * groups, [{}] * groups, torch.arange(groups), states, old,
                                 torch.ones(T, dtype=torch.bool))  # fmt: skip
     optimization = optimize({"weight": policy.weight}, torch.optim.SGD, lr=1.0, max_grad_norm=1e9)
-    settings = UpdateSettings(batch_size=groups, micro_batch=micro_batch, last_step=last_step, unit="trajectory")
+    settings = UpdateSettings(batch_size=groups, micro_batch=micro_batch, last_step=last_step, takes_trajectories=True)
     before, policy.calls = policy.weight.detach().clone(), []
     updater = Updater(policy, algorithm, settings, optimization)  # type: ignore[arg-type]
     metrics = updater.run(trajectories, advantages, None, NoPrompts(), epoch=1)  # type: ignore[arg-type]

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from sdpo.config import plain_yaml
-from sdpo.config.load import DEFAULT_ALGORITHM, explain, merge
+from sdpo.config.load import DEFAULT_ALGORITHM, explain, merge, read_mapping
 from sdpo.config.named import build_named, name_of, validate_named
 from sdpo.config.secrets import find_secrets, refusal
 from sdpo.config.sections import (
+    NO_IMPORTS,
     AdvantageConfig,
     CheckpointConfig,
     EvaluateConfig,
@@ -26,6 +27,7 @@ from sdpo.config.sections import (
     Section,
     StopRule,
     TrainConfig,
+    imports_classes,
 )
 from sdpo.errors import UserError
 from sdpo.method.advantages import NORMALIZERS, Normalizer
@@ -33,8 +35,8 @@ from sdpo.method.algorithms import ALGORITHMS, Algorithm
 from sdpo.method.credit import CREDITS
 
 
-def _plain_callback(value: Any) -> str | dict[str, Any]:
-    return validate_named(value, {}, object, "callback").plain
+def _plain_callback(value: Any, info: ValidationInfo) -> Any:
+    return validate_named(value, {}, object, "callback").plain if imports_classes(info) else value
 
 
 CallbackValue = Annotated[str | dict[str, Any], BeforeValidator(_plain_callback)]
@@ -77,17 +79,20 @@ class Config(Section):
 
     @field_validator("algorithm", mode="before")
     @classmethod
-    def _fill_in_fields(cls, value: Any) -> dict[str, Any]:
+    def _fill_in_fields(cls, value: Any, info: ValidationInfo) -> Any:
         """Add the algorithm's own defaults: its dataclass declares them."""
         value = {"name": DEFAULT_ALGORITHM, **value} if isinstance(value, Mapping) else value
+        if not imports_classes(info):
+            return {"name": value} if isinstance(value, str) else value
         found = validate_named(value, ALGORITHMS, Algorithm, "algorithm")  # type: ignore[type-abstract]
         return {"name": found.name, **found.fields}
 
     @model_validator(mode="after")
-    def _consistent(self) -> Config:
-        algorithm = self.build_algorithm()
-        self._take_normalizer_of(algorithm)
-        self._check_algorithm(algorithm)
+    def _consistent(self, info: ValidationInfo) -> Config:
+        if imports_classes(info):
+            algorithm = self.build_algorithm()
+            self._take_normalizer_of(algorithm)
+            self._check_algorithm(algorithm)
         self._check_frozen_weights()
         self._check_rewards()
         self._check_batches()
@@ -191,14 +196,30 @@ class Config(Section):
         return cls.parse(merge(source, overrides or [], values))
 
     @classmethod
-    def parse(cls, data: dict[str, Any]) -> Config:
+    def of_run(cls, file: Path) -> Config:
+        """Read the `config.yaml` of a run whose result is used and not trained on.
+
+        No class that the file names is imported: the algorithm, the normaliser and the callbacks stay as the file has
+        them, unchecked.
+
+        Raises:
+            UserError: if the file cannot be read, or another key or value is not legal.
+        """
+        return cls.parse(read_mapping(file), NO_IMPORTS)
+
+    @classmethod
+    def parse(cls, data: dict[str, Any], context: dict[str, Any] | None = None) -> Config:
         """Validate a mapping; one message names all mistakes.
+
+        Args:
+            data: sections and settings by name.
+            context: `NO_IMPORTS`, or None to import and check the classes that the mapping names.
 
         Raises:
             UserError: if a key or value is not legal.
         """
         try:
-            return cls.model_validate(data)
+            return cls.model_validate(data, context=context)
         except ValidationError as error:
             raise UserError(explain(error, cls)) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from sdpo.config.named import LARGEST, validate_named
 from sdpo.method.advantages import NORMALIZERS, BufferedNormalizer, Normalizer
@@ -20,6 +20,15 @@ class Section(BaseModel):
     """A part of a configuration: unknown keys, NaN and infinity are rejected."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+NO_IMPORTS = {"imports": False}
+"""The validation context in which no class is imported that a configuration names; such settings are not checked."""
+
+
+def imports_classes(info: ValidationInfo) -> bool:
+    """Whether a validation may import the classes that a configuration names."""
+    return info.context != NO_IMPORTS
 
 
 class FuseLoraConfig(Section):
@@ -70,9 +79,9 @@ class PromptsConfig(Section):
     unseen: str | list[str] | list[dict[str, Any]] | None = None
 
 
-def _plain_normalizer(value: Any) -> str | dict[str, Any]:
-    if isinstance(value, str) and value in NORMALIZERS:
-        return value  # its fields are settings of the section
+def _plain_normalizer(value: Any, info: ValidationInfo) -> Any:
+    if not imports_classes(info) or (isinstance(value, str) and value in NORMALIZERS):
+        return value  # the fields of the package's own normalisers are settings of the section
     return validate_named(value, NORMALIZERS, Normalizer, "normaliser").plain  # type: ignore[type-abstract]
 
 

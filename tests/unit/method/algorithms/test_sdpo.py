@@ -59,9 +59,7 @@ def test_more_branches_form_all_pairs() -> None:
 
 def test_masked_steps_do_not_count() -> None:
     new = torch.randn(2, 2, requires_grad=True)
-    sdpo(
-        new, torch.zeros(2, 2), torch.randn(2, 2), torch.tensor([0, 1]), mask=torch.tensor([1.0, 0.0])
-    ).loss.backward()
+    sdpo(new, torch.zeros(2, 2), torch.randn(2, 2), torch.tensor([0, 1]), mask=torch.tensor([1.0, 0.0])).loss.backward()
     assert new.grad is not None and (new.grad[1] == 0).all() and (new.grad[0] != 0).all()
 
 

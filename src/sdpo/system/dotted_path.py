@@ -32,16 +32,16 @@ def resolve(name: str, registry: Mapping[str, Any], what: str, example: str) -> 
     Raises:
         UserError: if the name is neither registered nor a dotted path, or the path cannot be imported.
     """
-    if name in registry:
-        target = registry[name]
-        return _import(target) if isinstance(target, str) else target
-    if not is_dotted(name):
-        known = f"{nearest(name, registry)}; or" if registry else ":"
-        raise UserError(f"there is no {what} {name!r}{known} give a dotted path to your own, such as {example}.")
-    if os.getcwd() not in sys.path:
+    target = registry.get(name, name)
+    if not isinstance(target, str):
+        return target
+    if name not in registry and not is_dotted(name):
+        hint = f"{nearest(name, registry)}. Correct the name, or give" if registry else ". Give"
+        raise UserError(f"there is no {what} {name!r}{hint} a dotted path to your own, such as {example}.")
+    if name not in registry and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        return _import(name)
+        return _import(target)
     except Exception as error:  # the module is the user's: importing it can raise anything
         raise UserError(
             f"{name!r} cannot be imported ({type(error).__name__}: {error}). A dotted path names a module on the "

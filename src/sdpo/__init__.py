@@ -5,12 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Trainer", "UserError", "__version__", "embedded"]
+__all__ = [
+    "Algorithm",
+    "Callback",
+    "Config",
+    "Credit",
+    "LossOutput",
+    "Normalizer",
+    "RewardPlan",
+    "RunState",
+    "StepBatch",
+    "Trainer",
+    "TrajectoryBatch",
+    "UserError",
+    "__version__",
+    "embedded",
+]
 
 if TYPE_CHECKING:
+    from sdpo.assembly.callbacks import Callback, RunState
     from sdpo.backbones import embedded
     from sdpo.config.schema import Config
     from sdpo.errors import UserError
+    from sdpo.method.advantages import Normalizer
+    from sdpo.method.algorithms import Algorithm
+    from sdpo.method.credit import Credit
+    from sdpo.method.reward_plans import RewardPlan
+    from sdpo.method.types import LossOutput, StepBatch, TrajectoryBatch
     from sdpo.trainer import Trainer
 
 
@@ -19,8 +40,17 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     homes = {
+        "Algorithm": "sdpo.method.algorithms",
+        "Callback": "sdpo.assembly.callbacks",
         "Config": "sdpo.config.schema",
+        "Credit": "sdpo.method.credit",
+        "LossOutput": "sdpo.method.types",
+        "Normalizer": "sdpo.method.advantages",
+        "RewardPlan": "sdpo.method.reward_plans",
+        "RunState": "sdpo.assembly.callbacks",
+        "StepBatch": "sdpo.method.types",
         "Trainer": "sdpo.trainer",
+        "TrajectoryBatch": "sdpo.method.types",
         "UserError": "sdpo.errors",
         "embedded": "sdpo.backbones",
     }

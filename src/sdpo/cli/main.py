@@ -15,7 +15,8 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from sdpo import __version__
-from sdpo.config.schema import Config, preset_names, preset_summary, split_words
+from sdpo.config.load import preset_names, preset_summary, split_words
+from sdpo.config.schema import Config
 from sdpo.config.secrets import redact
 from sdpo.errors import UserError
 from sdpo.rewards import DESCRIPTIONS
@@ -267,7 +268,7 @@ def _sample(arguments: argparse.Namespace) -> None:
 def _score(arguments: argparse.Namespace) -> None:
     _quiet_libraries()
     from sdpo.commands.score import collect, score_files
-    from sdpo.config.schema import parse_assignment
+    from sdpo.config.load import parse_assignment
     from sdpo.distributed.processes import Processes
 
     if arguments.batch_size < 1:

@@ -78,7 +78,7 @@ def export(
         UserError: if there are no such weights, the folder is somebody else's, or the upload fails.
     """
     run = read_run(run_dir)
-    config = Config.load(run_dir / "config.yaml")
+    config = Config.of_run(run_dir / "config.yaml")
     if to == "comfyui" and config.lora is None:
         raise UserError("--to comfyui writes a LoRA, and this run trained all weights: use --to merged")
     if repo is not None:

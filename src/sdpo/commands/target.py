@@ -40,7 +40,7 @@ def open_target(target: str) -> tuple[Config, Path | None]:
     if not (run_dir / "config.yaml").is_file():
         return Config.load(None, model={"path": target}), None
     build.check_format(run_dir)
-    config = Config.load(run_dir / "config.yaml")
+    config = Config.of_run(run_dir / "config.yaml")
     result = read_result(run_dir, config)
     if result is None:
         raise UserError(f"{run_dir} holds no finished weights yet: repeat its train command to finish it")

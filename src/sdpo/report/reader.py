@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdpo.config.schema import read_mapping
+from sdpo.config.load import read_mapping
 from sdpo.errors import UserError
 from sdpo.run.metrics import read_rows
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sdpo.errors import RewardError, UserError, nearest
+from sdpo.errors import RewardError, UserError
+from sdpo.system import dotted_path
 from sdpo.system.interrupt import time_limit
 
 
@@ -33,22 +31,10 @@ def resolve(name: str, registry: dict[str, str]) -> Callable[..., Any]:
     Raises:
         UserError: if the name is not registered (with the nearest), or the path cannot be imported.
     """
-    target = registry.get(name, name)
-    if name not in registry and ":" not in name and "." not in name:
-        raise UserError(
-            f"rewards: there is no reward {name!r}{nearest(name, registry)}; "
-            "or give a dotted path to your own callable, such as my_module:my_reward."
-        )
-    if name not in registry and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # the console script, unlike `python -m`, does not look in the working directory
-    module_name, _, attribute = target.partition(":") if ":" in target else target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # the module is the user's: importing it can raise anything
-        raise UserError(
-            f"rewards: {name!r} cannot be imported ({type(error).__name__}: {error}). A dotted path names a module on "
-            "the Python path and a callable in it: my_module:my_reward."
-        ) from error
+        found = dotted_path.resolve(name, registry, "reward", "my_module:my_reward")
+    except UserError as error:
+        raise UserError(f"rewards: {error}") from error
     if not callable(found):
         raise UserError(f"rewards: {name!r} is a {type(found).__name__}, not a callable (images, prompts, metadata).")
     return found  # type: ignore[no-any-return]

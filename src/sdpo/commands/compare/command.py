@@ -14,7 +14,7 @@ from sdpo.commands.compare import Result, compare, compare_directories, plan_run
 from sdpo.commands.compare.groups import is_run, split_label
 from sdpo.commands.compare.plan import Planned
 from sdpo.commands.compare.table import terminal
-from sdpo.config.schema import DEFAULT_PRESET, preset_names, split_words
+from sdpo.config.load import DEFAULT_PRESET, preset_names, split_words
 from sdpo.errors import UserError
 from sdpo.report.reader import read_run
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.commands.compare.settings import OF_THE_RUN
+from sdpo.config.differences import differences
 from sdpo.config.plain_yaml import dump_line
-from sdpo.config.schema import differences
 from sdpo.errors import UserError
 from sdpo.report.document import setting_name
 from sdpo.report.reader import Evaluation, Run, read_run

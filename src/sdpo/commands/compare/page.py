@@ -8,7 +8,7 @@ from html import escape
 from sdpo.commands.compare.measures import Comparison, curve
 from sdpo.commands.compare.settings import OF_THE_RUN, setting
 from sdpo.commands.compare.table import BASE, Grid, html
-from sdpo.config.schema import differences
+from sdpo.config.differences import differences
 from sdpo.report.charts import percent_range
 from sdpo.report.document import head, missing, render_document, setting_name, trained_weights, wanted_rewards
 from sdpo.report.gallery import cut, image_tag

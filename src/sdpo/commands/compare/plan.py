@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.commands.compare.settings import OF_THE_MACHINE, OF_THE_RUN
+from sdpo.config.differences import differences
+from sdpo.config.load import DEFAULT_PRESET, PRESETS, WHOLE, preset_names, read_mapping
 from sdpo.config.plain_yaml import dump_line
-from sdpo.config.schema import DEFAULT_PRESET, PRESETS, WHOLE, Config, differences, preset_names, read_mapping
+from sdpo.config.schema import Config
 from sdpo.errors import UserError, nearest
 from sdpo.method.algorithms import ALGORITHMS
 from sdpo.report.reader import read_run
@@ -116,7 +118,7 @@ def plan_runs(
     for seed in range(first_seed, first_seed + seeds):
         for name in algorithms:
             settings = _overrides(name, variants)
-            path = output_dir / "runs" / f"{name}-seed{seed}"
+            path = output_dir / "runs" / f"{name.replace(':', '.')}-seed{seed}"
             try:
                 config = Config.load(source, [*settings, *overrides], seed=seed, output_dir=str(path))
             except UserError as error:
@@ -147,14 +149,14 @@ def load_variants(source: str | None, file: Path | None) -> dict[str, Mapping[st
 
 def _overrides(name: str, variants: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A name as overrides for `Config.load`."""
-    if name not in variants and name not in ALGORITHMS:
+    if name not in variants and name not in ALGORITHMS and ":" not in name:
         known = [*ALGORITHMS, *(v for v in variants if v not in ALGORITHMS)]
         hint = nearest(name, known) if nearest(name, known).startswith(" (did") else ""
         raise UserError(
             f"--algorithms: there is no algorithm or variant {name!r}{hint}. There are: {', '.join(known)}; "
             "--variants FILE adds your own."
         )
-    flat: dict[str, Any] = {"algorithm.name": name} if name in ALGORITHMS else {}
+    flat: dict[str, Any] = {"algorithm.name": name} if name in ALGORITHMS or ":" in name else {}
     for key, value in variants.get(name, {}).items():
         nested = isinstance(value, Mapping) and key not in WHOLE
         flat |= {f"{key}.{inner}": v for inner, v in value.items()} if nested else {key: value}

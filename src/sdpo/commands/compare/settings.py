@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdpo.config import plain_yaml
-from sdpo.config.schema import RESUMABLE
+from sdpo.config.differences import RESUMABLE
 
 # What two runs of one experiment may differ in: where they ran and what they kept.
 OF_THE_MACHINE = frozenset(RESUMABLE) - {"evaluate", "stop_when"}

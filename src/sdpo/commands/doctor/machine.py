@@ -13,9 +13,11 @@ import torch
 from sdpo.assembly import build
 from sdpo.backbones import check_path
 from sdpo.commands.doctor.finding import Finding, Status
-from sdpo.config.schema import Config, check_same_run
+from sdpo.config.differences import check_same_run
+from sdpo.config.schema import Config
 from sdpo.errors import UserError
 from sdpo.estimate.memory import Memory, checkpoint_bytes
+from sdpo.method.advantages import BufferedNormalizer
 from sdpo.prompts import Prompt
 from sdpo.rewards.models.weights import SOURCES, to_download
 from sdpo.system.units import gigabytes
@@ -42,7 +44,7 @@ def batches(config: Config, prompts: Sequence[Prompt]) -> Iterator[Finding]:
             "optimizer steps): the learning rate never reaches its value. Lower it",
         )
     entries = config.epochs * sample.prompts_per_epoch * algorithm.branches / len(prompts)
-    own_statistics = config.advantage.normalizer not in ("pair", "group")
+    own_statistics = isinstance(config.build_normalizer(), BufferedNormalizer)
     if own_statistics and entries < config.advantage.min_count:
         yield Finding(
             "advantages",

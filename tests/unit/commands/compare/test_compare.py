@@ -21,7 +21,8 @@ from sdpo.commands.compare.groups import group_directories
 from sdpo.commands.compare.measures import area, area_under, comparable, curve, first_crossing, gain
 from sdpo.commands.compare.plan import Planned, plan_runs
 from sdpo.commands.compare.table import BASE, Cell, Grid, terminal
-from sdpo.config.schema import Config, check_same_run, differences
+from sdpo.config.differences import check_same_run, differences
+from sdpo.config.schema import Config
 from sdpo.errors import UserError
 from sdpo.report.looks import LOOKS, look
 

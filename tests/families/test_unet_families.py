@@ -189,7 +189,7 @@ def test_another_scheduler_takes_over_the_noise_levels() -> None:
         ({"name": "DDIMSchedule"}, "diffusers has no scheduler 'DDIMSchedule'.*EulerDiscreteScheduler"),
         ({"name": "DiffusionPipeline"}, "no scheduler"),
         ({"spacing": "trailing"}, "no setting 'spacing'.*timestep_spacing"),
-        ({"beta_schedule": "straight"}, "cannot be set up like that.*straight"),
+        ({"beta_schedule": "straight"}, "rejects these settings.*straight"),
     ],
 )
 def test_a_scheduler_that_there_is_not(settings: dict[str, Any], words: str) -> None:

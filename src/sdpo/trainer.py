@@ -19,7 +19,8 @@ from torch import Tensor
 from sdpo.assembly import build
 from sdpo.config.schema import Config, check_same_run
 from sdpo.distributed import launch as sharding
-from sdpo.distributed.processes import Processes, maybe_together
+from sdpo.distributed.processes import Processes, explaining_lost_process
+from sdpo.distributed.shard import shard
 from sdpo.errors import DivergenceError, UserError
 from sdpo.evaluation.evaluate import Evaluation, discard_after, evaluate, read_scores, weighted_gain, write_evaluation
 from sdpo.evaluation.stopping import Guard, Stop, check_rules
@@ -96,7 +97,7 @@ class Trainer:
         self.backbone = build.build_backbone(config, device, pipeline, place)
         build.prepare_training(self.backbone, config, spreads)
         dtype = build.compute_dtype(config, device)
-        sharding.shard(self.backbone, self.sharding, device, dtype, self.processes.count)
+        shard(self.backbone, self.sharding, device, dtype, self.processes.count)
         self.denoiser = build.build_denoiser(config, self.backbone)
         own = {next(iter(config.rewards)): reward} if reward is not None else None
         rewards = build.load_rewards(config, config.rewards, device, own)
@@ -166,7 +167,7 @@ class Trainer:
     def _explained(self) -> Iterator[None]:
         """What ends a run is said in the user's terms."""
         try:
-            with maybe_together():
+            with explaining_lost_process():
                 yield
         except WRITE_ERRORS as error:
             raise UserError(

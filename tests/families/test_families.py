@@ -96,9 +96,7 @@ def test_log_ratio_on_policy_in_bfloat16(name: str) -> None:
     *((name, "flow_grpo") for name in FLOW_PIPELINES if name != "SanaSprintPipeline"),
 ])  # fmt: skip
 def test_samples_have_the_mean_and_std_of_their_log_prob(name: str, form: str) -> None:
-    backbone, eta = wrapped(FAMILIES[name]), eta_of(name)
-    assert form in backbone.noise_forms
-    backbone.noise_form = form  # type: ignore[assignment]
+    backbone, eta = wrapped(FAMILIES[name], noise_form=form), eta_of(name)
     policy = Policy(backbone)
     data = trajectories(policy, 3, eta, branches=16)
     denoiser = backbone.denoiser(3, eta)

@@ -114,9 +114,9 @@ def test_a_sharded_run_is_the_run(legs: Legs, settings: dict[str, Any], environm
     for rank in (0, 1):
         seen = json.loads(split.with_suffix(f".rank{rank}.json").read_text())
         if environment is ZERO:
-            assert seen == {"kind": "ZeROOptimization", "held": 1.0}
+            assert seen == {"kind": "ZeRO2Optimization", "held": 1.0}
         elif settings is ALL_WEIGHTS:
-            assert seen["kind"] == "ShardedOptimization" and 0.48 < seen["held"] < 0.52
+            assert seen["kind"] == "FSDP2Optimization" and 0.48 < seen["held"] < 0.52
         else:
             assert seen["kind"] == "Optimization" and 0.5 < seen["held"] < 0.6, "the LoRA is whole on both"
 

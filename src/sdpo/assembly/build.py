@@ -19,8 +19,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from sdpo.backbones import Backbone, PipelineBackbone, load_backbone, wrap_pipeline
 from sdpo.config.schema import Config, ModelConfig, TrainConfig
-from sdpo.distributed.launch import Sharding, make_optimization
+from sdpo.distributed.launch import Sharding, loading_everywhere
 from sdpo.distributed.processes import Processes, check_device
+from sdpo.distributed.shard import make_optimization
 from sdpo.errors import UserError
 from sdpo.estimate.model_sizes import peek
 from sdpo.evaluation.stopping import check_rules
@@ -63,6 +64,7 @@ def describe_pipeline(model: ModelConfig, pipeline: Any) -> ModelConfig:
     return model.model_copy(update={"path": str(origin), "dtype": dtype})
 
 
+@loading_everywhere()
 def build_backbone(
     config: Config, device: torch.device, pipeline: Any = None, place: torch.device | None = None
 ) -> PipelineBackbone:
@@ -77,15 +79,7 @@ def build_backbone(
     Raises:
         UserError: if it cannot be loaded, is of no supported class, or has no noise of the form that is asked for.
     """
-    backbone = _load(config, compute_dtype(config, device), place or device, pipeline)
-    form = config.sample.noise_form
-    if form not in backbone.noise_forms:
-        raise UserError(
-            f"sample.noise_form={form} is for flow models; a {type(backbone.pipeline).__name__} has: "
-            f"{', '.join(backbone.noise_forms)}"
-        )
-    backbone.noise_form = form
-    return backbone
+    return _load(config, compute_dtype(config, device), place or device, pipeline)
 
 
 def _load(config: Config, dtype: torch.dtype, device: torch.device, pipeline: Any) -> PipelineBackbone:
@@ -94,6 +88,7 @@ def _load(config: Config, dtype: torch.dtype, device: torch.device, pipeline: An
         size=(model.height, model.width),
         scheduler=model.scheduler,
         fuse_lora=model.fuse_lora.model_dump() if model.fuse_lora else None,
+        noise_form=config.sample.noise_form,
     )
     if pipeline is not None:
         if dtype != DTYPES[model.dtype]:
@@ -129,6 +124,7 @@ def check_references(config: Config) -> None:
     _check_density(config, _ends_random(config) or config.sample.num_steps > 1)
 
 
+@loading_everywhere()
 def load_rewards(
     config: Config, names: Iterable[str], device: torch.device, own: Mapping[str, Reward] | None = None
 ) -> dict[str, PlacedReward]:

@@ -109,7 +109,9 @@ both = pytest.mark.parametrize("environment", [FSDP, pytest.param(ZERO, marks=ha
 
 @both
 @pytest.mark.parametrize("settings", [SETTINGS, ALL_WEIGHTS, TRAJECTORIES], ids=["lora", "all weights", "trajectories"])
-def test_a_sharded_run_is_the_run(runs: LaunchedRuns, settings: dict[str, Any], environment: dict[str, str]) -> None:
+def test_a_sharded_run_equals_an_unsharded_one(
+    runs: LaunchedRuns, settings: dict[str, Any], environment: dict[str, str]
+) -> None:
     split = runs.run(settings, (2, 3, environment))
     assert_alike(runs.run(settings, (1, 3, {})), split)
     for rank in (0, 1):
@@ -258,7 +260,7 @@ class Recorder:
 
 
 def test_every_rank_loads_all_weights(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model and the rewards are loaded whole, though the launch asks for weights on the first rank alone."""
+    """Loading the model and the rewards overrides a launch that asks for weights on the first rank alone."""
     name, seen, load = "FSDP_CPU_RAM_EFFICIENT_LOADING", [], DiffusionPipeline.from_pretrained
     (tmp_path / "recorder.py").write_text(RECORDER)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -134,15 +134,16 @@ class TrainableBackbone(Backbone):
     def compile(self, undo: bool = False) -> None:
         """Let torch compile the network's repeated blocks, one compiled variant for each block size.
 
-        Raises `torch._dynamo.config.recompile_limit` to at least 64 for the whole process: the blocks of one class
+        This sets `torch._dynamo.config.recompile_limit` to at least 64 for the whole process: the blocks of one class
         share their code but not their sizes, and dynamo's default stops after eight variants.
 
         Args:
             undo: whether to return to the blocks' uncompiled code instead.
         """
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        blocks = self.block_classes()
         for module in self.network_module.modules():
-            if type(module).__name__ in self.block_classes():
+            if type(module).__name__ in blocks:
                 if undo:
                     module._compiled_call_impl = None
                 else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdpo.backbones import Peek, check_path, family_of, pipeline_index
+from sdpo.backbones import ModelFacts, check_path, family_of, pipeline_index
 from sdpo.config.schema import Config
 from sdpo.errors import UserError
 
@@ -133,7 +133,7 @@ _LIKE = {  # whose activations those of a local directory's class are reckoned f
 }
 
 
-def peek(path: str) -> Peek:
+def peek(path: str) -> ModelFacts:
     """What is known of a model's scheduler and guidance before it is loaded.
 
     Raises:
@@ -141,9 +141,9 @@ def peek(path: str) -> Peek:
     """
     local = check_path(path)
     if local is not None:
-        return Peek.at(local, pipeline_index(local))
+        return ModelFacts.read(local, pipeline_index(local))
     known = PUBLISHED.get(path)
-    return Peek(known.scheduler, known.embeds_guidance) if known is not None else Peek()
+    return ModelFacts(known.scheduler, known.embeds_guidance) if known is not None else ModelFacts()
 
 
 def model_size(config: Config) -> ModelSize | None:
@@ -169,7 +169,7 @@ def latent_shape(size: ModelSize) -> tuple[int, int, int]:
 def _read(directory: Path, config: Config) -> ModelSize:
     """Counts of a pipeline's directory; activations in proportion to the table's model of its class, by width."""
     index = pipeline_index(directory)
-    name, known = index["_class_name"], Peek.at(directory, index)
+    name, known = index["_class_name"], ModelFacts.read(directory, index)
     family = family_of(name)
     try:
         network = _shapes(directory / family.component)

@@ -27,7 +27,6 @@ from sdpo.method.advantages import Normalizer
 from sdpo.method.algorithms import Algorithm
 from sdpo.method.denoisers import Denoiser
 from sdpo.prompts import Prompt
-from sdpo.rewards.base import PlacedReward
 
 
 @dataclass(frozen=True)

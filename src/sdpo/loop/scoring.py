@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdpo.backbones import Backbone
 from sdpo.errors import UserError
+from sdpo.loop.clock import Clock
 from sdpo.loop.divergence import check_images
 from sdpo.loop.reward_mix import RewardMix
 from sdpo.method.reward_plans import RewardPlan
@@ -60,6 +61,7 @@ class Scorer:
         decode_batch: images decoded in one call.
         batch_size: images that exist at once, and reach the rewards in one call.
         gather: collects raw scores from all processes, for running statistics.
+        clock: counts the seconds of decoding and of the rewards.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Scorer:
         decode_batch: int = 32,
         batch_size: int = 64,
         gather: Gather = lambda scores: scores,
+        clock: Clock | None = None,
     ) -> None:
         self._backbone = backbone
         self._mix = mix
@@ -78,6 +81,7 @@ class Scorer:
         self._decode_batch = decode_batch
         self._batch_size = batch_size
         self._gather = gather
+        self._clock = clock or Clock()
         self._parts: list[_Part] = []
         self._pending: list[Callable[[], dict[str, Tensor]]] = []
         self._queries = 0
@@ -104,11 +108,13 @@ class Scorer:
         unique, where = ((group * branches + branch) * steps + wanted).unique(return_inverse=True)
         for chosen in unique.split(self._batch_size):
             latents = x0.flatten(0, 2)[chosen]
-            images = torch.cat([self._backbone.decode(chunk) for chunk in latents.split(self._decode_batch)])
+            with self._clock("decode"):
+                images = torch.cat([self._backbone.decode(chunk) for chunk in latents.split(self._decode_batch)])
             owner = (chosen // (branches * steps)).tolist()
             prompts, metadata = [part.prompts[i] for i in owner], [part.metadata[i] for i in owner]
             check_images(images, prompts)
-            self._pending.append(self._mix.start(images, prompts, metadata))
+            with self._clock("reward"):
+                self._pending.append(self._mix.start(images, prompts, metadata))
         self._parts.append(_Part(wanted, self._plan.similarity(x0, wanted), self._queries + where))
         self._queries += len(unique)
 

@@ -15,8 +15,8 @@ import torch
 from helpers.command_line import Run
 
 from sdpo import Config, Trainer
-from sdpo.commands.compare.execute import train_missing
 from sdpo.commands.compare.plan import plan_runs
+from sdpo.commands.compare.training import train_missing
 from sdpo.method.algorithms import ALGORITHMS
 
 VARIANTS = """
@@ -154,7 +154,7 @@ def test_an_interrupt_ends_the_processes(
         raise KeyboardInterrupt
 
     fake = SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL)
-    monkeypatch.setattr("sdpo.commands.compare.execute.subprocess", fake)
-    monkeypatch.setattr("sdpo.commands.compare.execute.time", SimpleNamespace(sleep=interrupt))
+    monkeypatch.setattr("sdpo.commands.compare.training.subprocess", fake)
+    monkeypatch.setattr("sdpo.commands.compare.training.time", SimpleNamespace(sleep=interrupt))
     assert sdpo(*command, "sdpo,ddpo,rebel", "--output-dir", "out", "--processes", "2").returncode == 130
     assert len(started) == 2 and all(process.poll() is not None for process in started)

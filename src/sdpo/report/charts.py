@@ -10,7 +10,7 @@ from markupsafe import Markup
 from sdpo.evaluation.record import COSTS
 from sdpo.report.formatting import step_label, time_unit
 from sdpo.report.reader import COST_LABELS, Run
-from sdpo.report.stats import CurvePoint, SplitName, average_neighbours, learning_curve, step_counts
+from sdpo.report.stats import CurvePoint, average_neighbours, learning_curve, step_counts
 from sdpo.report.svg import Series, legend, line_chart
 
 # The key in the metrics → title and vertical axis.
@@ -18,10 +18,27 @@ _OPTIMISER = {
     "train/loss": ("Loss", "loss"),
     "train/clip_fraction": ("Clip fraction", "fraction"),
     "train/grad_norm": ("Gradient norm", "norm"),
-    "train/on_policy_log_ratio": ("Log-ratio on policy, 0 if all is well", "log-ratio"),
+    "train/on_policy_log_ratio": ("On-policy log-ratio, ideally 0", "log-ratio"),
     "train/learning_rate": ("Learning rate", "learning rate"),
 }
 _DRAWN_EVEN_IF_MISSING = ("train/loss", "train/clip_fraction", "train/grad_norm")
+
+
+@dataclass(frozen=True)
+class ScoreCharts:
+    """The learning curves of one score.
+
+    Attributes:
+        name: the score's name.
+        judged: whether the score is a rate of recognition.
+        against_samples: the charts against samples.
+        against_others: lists of charts, one list per other cost.
+    """
+
+    name: str
+    judged: bool
+    against_samples: list[Markup]
+    against_others: list[list[Markup]]
 
 
 @dataclass(frozen=True)
@@ -37,18 +54,17 @@ class TrainingCharts:
     zero: list[str]
 
 
-def learning_curve_charts(run: Run, name: str, split: SplitName = "seen") -> list[Markup]:
-    """Return one score's charts, each with a line per number of steps.
+def score_charts(run: Run, name: str) -> ScoreCharts:
+    """Return a score's chart against each cost, with a line per number of steps."""
+    curves = {steps: learning_curve(run, name, steps) for steps in step_counts(run)}
+    first, *others = ([_curves_chart(run, name, curves, cost, f"against {COST_LABELS[cost]}")] for cost in COSTS)
+    return ScoreCharts(name, name in run.judges, first, others)
 
-    Args:
-        run: the run.
-        name: the score.
-        split: `seen` has one chart per cost; `unseen` has one chart, against samples.
-    """
-    curves = {steps: learning_curve(run, name, steps, split) for steps in step_counts(run)}
-    if split == "unseen":
-        return [_curves_chart(run, name, curves, "images", f"{name}, unseen prompts")]
-    return [_curves_chart(run, name, curves, cost, f"against {COST_LABELS[cost]}") for cost in COSTS]
+
+def unseen_chart(run: Run, name: str) -> Markup:
+    """Return a score's chart on unseen prompts against samples, with a line per number of steps."""
+    curves = {steps: learning_curve(run, name, steps, "unseen") for steps in step_counts(run)}
+    return _curves_chart(run, name, curves, "images", f"{name}, unseen prompts")
 
 
 def _curves_chart(run: Run, name: str, curves: dict[int, list[CurvePoint]], cost: str, title: str) -> Markup:

@@ -17,7 +17,7 @@ _TITLES = {
     "diversity": ("Diversity", "pairwise distance"),
     "edge_density": ("Edge density", "share of pixels"),
     "entropy": ("Entropy of brightness", "bits"),
-    "kl_to_base": ("Drift from the base model", "KL a latent element, nats"),
+    "kl_to_base": ("Drift from the base model", "KL per latent element, nats"),
 }
 
 

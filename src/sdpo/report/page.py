@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from markupsafe import Markup
-
-from sdpo.report.charts import learning_curve_charts, step_legend, training_charts
+from sdpo.report.charts import score_charts, step_legend, training_charts, unseen_chart
 from sdpo.report.config_summary import rewards_text, setting_name, trained_text
 from sdpo.report.image_pairs import captioned_scores, image_pairs
 from sdpo.report.over_optimisation import monitor_charts, stopping_rules
@@ -22,26 +19,8 @@ from sdpo.report.usage import usage
 _LONG_NAME = "Stepwise Diffusion Policy Optimization"
 
 
-@dataclass(frozen=True)
-class ScoreCurves:
-    """The learning curves of one score.
-
-    Attributes:
-        name: the score's name.
-        judged: whether the score is a rate of recognition.
-        against_samples: the chart against samples.
-        against_others: the charts against the other costs.
-    """
-
-    name: str
-    judged: bool
-    against_samples: Markup
-    against_others: list[Markup]
-
-
 def render_page(run: Run) -> str:
     """Return the whole page as one HTML document that loads nothing from elsewhere."""
-    unseen = score_names(run, "unseen")
     return render_html(
         "report.html.j2",
         run=run,
@@ -54,8 +33,8 @@ def render_page(run: Run) -> str:
         pairs=image_pairs(run),
         captioned=captioned_scores(run),
         legend=step_legend(run),
-        curves=_curves(run),
-        unseen_curves=[chart for name in unseen for chart in learning_curve_charts(run, name, "unseen")],
+        curves=[score_charts(run, name) for name in score_names(run)],
+        unseen_curves=[unseen_chart(run, name) for name in score_names(run, "unseen")],
         monitors=monitor_charts(run),
         rules=stopping_rules(run),
         costs=cost_rows(run),
@@ -95,14 +74,6 @@ def _progress(run: Run) -> str:
 
 def _result_tables(run: Run, split: SplitName) -> list[ResultTable]:
     return [result_table(run, name, split) for name in score_names(run, split)]
-
-
-def _curves(run: Run) -> list[ScoreCurves]:
-    found = []
-    for name in score_names(run):
-        first, *others = learning_curve_charts(run, name)
-        found.append(ScoreCurves(name, name in run.judges, first, others))
-    return found
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

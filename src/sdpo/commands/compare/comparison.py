@@ -1,4 +1,4 @@
-"""What groups of runs have in common: rewards, step counts and images to compare them by."""
+"""Groups of runs and what they have in common: rewards, step counts and images to compare them by."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from sdpo.commands.compare.tables import BASE, ComparisonTable
 from sdpo.config.plain_yaml import dump_line
 from sdpo.config.schema import differences
 from sdpo.evaluation.record import Evaluation
-from sdpo.report.charts import percent_range
+from sdpo.report.charts import ScoreCharts, percent_range
 from sdpo.report.config_summary import rewards_text, setting_name, trained_text
 from sdpo.report.formatting import duration, step_label
 from sdpo.report.gallery import HtmlImage, cut_tiles, html_image
@@ -27,23 +27,6 @@ from sdpo.report.templating import render_html
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _MOST_TILES = 6
-
-
-@dataclass(frozen=True)
-class ScoreCurves:
-    """The learning curves of one score, a chart per number of steps.
-
-    Attributes:
-        name: the score's name.
-        judged: whether the score is a rate of recognition.
-        against_samples: the charts against samples.
-        against_others: lists of charts, one list per other cost.
-    """
-
-    name: str
-    judged: bool
-    against_samples: list[Markup]
-    against_others: list[list[Markup]]
 
 
 @dataclass(frozen=True)
@@ -72,9 +55,8 @@ def render_comparison(comparison: Comparison, tables: Sequence[ComparisonTable])
         notes=comparison.notes,
         tables=tables,
         legend=legend([(name, i) for i, name in enumerate(names)]),
-        curves=[_score_curves(comparison, name) for name in comparison.scores],
+        curves=[_score_charts(comparison, name) for name in comparison.scores],
         sheets=_sample_sheets(comparison),
-        first_seed=comparison.groups[0].seeds[0],
         settings=_different_settings(comparison),
         cost_labels=COST_LABELS.values(),
         spent=[(group.name, _spent(comparison, group)) for group in comparison.groups],
@@ -90,14 +72,14 @@ def _facts(comparison: Comparison) -> dict[str, str]:
         "Rewards": rewards_text(config),
         "Trained": trained_text(config),
         "Seeds": ", ".join(map(str, seeds)),
-        "Samples a run": " to ".join(f"{count:,.0f}" for count in dict.fromkeys((drawn[0], drawn[-1]))),
-        "Images in a curve's point": f"{comparison.images:,}",
+        "Samples per run": " to ".join(f"{count:,.0f}" for count in dict.fromkeys((drawn[0], drawn[-1]))),
+        "Images per curve point": f"{comparison.images:,}",
     }
 
 
-def _score_curves(comparison: Comparison, name: str) -> ScoreCurves:
+def _score_charts(comparison: Comparison, name: str) -> ScoreCharts:
     first, *others = (_charts(comparison, name, cost) for cost in ("images", "reward_queries", "denoiser_evaluations"))
-    return ScoreCurves(name, name in comparison.judges, first, others)
+    return ScoreCharts(name, name in comparison.judges, first, others)
 
 
 def _charts(comparison: Comparison, name: str, cost: str) -> list[Markup]:

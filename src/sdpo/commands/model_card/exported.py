@@ -1,4 +1,4 @@
-"""What an export's folder holds."""
+"""The contents of an export's folder, as far as the model card describes them."""
 
 from __future__ import annotations
 

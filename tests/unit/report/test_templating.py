@@ -61,6 +61,4 @@ def test_charts_escape_their_texts() -> None:
     series = [Series("<b>line", [0, 1], [1, 2], 0)]
     chart = line_chart("<b>title", series, "<b>x", "<b>y", keys=legend([("<b>key", 0)]))
     assert "<b>" not in str(chart)
-    assert (
-        str(chart).count("&lt;b&gt;") == 2 * 3 + 2 + 1
-    )  # title and axes also in the aria-label; two points; one key
+    assert str(chart).count("&lt;b&gt;") == 2 * 3 + 2 + 1  # title and axes also in the aria-label; two points; one key

@@ -1,4 +1,4 @@
-"""`sdpo compare` on runs that are there: grouping, hand-computed numbers, safe pages, and what it refuses."""
+"""`sdpo compare` on existing runs: grouping, hand-computed numbers, safe pages, and rejected input."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ RISING = {1: [0.2, 0.4, 0.6], 4: [0.4, 0.5, 0.6]}
 
 
 def cells(result, title: str) -> dict[str, list[str]]:
-    """A table as name → texts."""
+    """Return the table with a title: name → texts of its cells."""
     table = next(t for t in result.tables if t.title == title)
     return {name: [f"{c.text} {c.beside}".strip() for c in row] for name, row in table.rows}
 
 
 def test_hand_computed_table(tmp_path: Path) -> None:
-    """Two seeds of sdpo end at 0.6 and 0.8 (1 step), ddpo at 0.5; final means have the 0.1 of the last images."""
+    """At 1 step, two seeds of sdpo end at 0.6 and 0.8, ddpo at 0.5. The last image adds 0.1 to each final mean."""
     words = [
         write_run(tmp_path / "a", {1: [0.2, 0.4, 0.6], 4: [0.4, 0.4, 0.4]}, seed=42),
         write_run(tmp_path / "b", {1: [0.2, 0.6, 0.8], 4: [0.4, 0.4, 0.4]}, seed=43),
@@ -147,14 +147,14 @@ def test_the_page_and_its_files(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_missing_spread_and_a_base_that_is_not_shared_are_shown_as_they_are(tmp_path: Path) -> None:
+def test_one_seed_has_no_standard_deviation_and_different_base_models_have_one(tmp_path: Path) -> None:
     words = [
         write_run(tmp_path / "a", RISING),
         write_run(tmp_path / "b", {1: [0.3, 0.4], 4: [0.4, 0.5]}, algorithm="x"),
     ]
     result = compare_directories(words, tmp_path / "out")
     final = cells(result, "Final aesthetic")
-    assert final["sdpo"][0] == "0.7000"  # one seed: no spread
+    assert final["sdpo"][0] == "0.7000"  # one seed: no standard deviation
     assert result.tables[0].about == "all images of the last evaluation, 1 seed"
     assert final[BASE] == ["0.3500 ± 0.0707", "0.5000", "0.4250 ± 0.0354"]
 
@@ -260,7 +260,7 @@ def test_a_run_is_recognised_by_its_files_and_settings(tmp_path: Path) -> None:
     (run.path / "config.yaml").write_text(run.config.to_yaml())
     assert run.begun() and run.finished()
     checkpoint, report = run.path / "checkpoints" / "2", run.path / "report.html"
-    report.write_text("of an earlier end")
+    report.write_text("written at an earlier end")
     checkpoint.mkdir(parents=True)
     stamp = report.stat().st_mtime_ns
     import os
@@ -283,7 +283,7 @@ def test_a_run_is_recognised_by_its_files_and_settings(tmp_path: Path) -> None:
 
 
 def test_a_setting_that_only_one_run_has_is_a_difference(tmp_path: Path) -> None:
-    """Unless it has a default, or belongs to another algorithm."""
+    """A setting with a default, or of another algorithm, is not."""
     (tmp_path / "variants.yaml").write_text("")
     one = "reward_options={emoji_score: {device: cpu}}", "model.scheduler={name: LCMScheduler}"
     other = "epochs=2", "model.scheduler={name: LCMScheduler, timestep_spacing: trailing}"
@@ -317,7 +317,7 @@ def test_prompts_not_trained_on_have_a_table_of_their_own(tmp_path: Path) -> Non
 
 
 def test_areas_end_where_the_first_curve_does(tmp_path: Path) -> None:
-    """A curve ends at the last epoch at which all its runs were evaluated, here 1, and is not drawn out from there."""
+    """A curve ends at the last epoch at which all its runs were evaluated, here 1, and is not extended beyond."""
     runs = [
         write_run(tmp_path / "a", {1: [0.2, 0.3, 0.5, 0.9]}, seed=42),
         write_run(tmp_path / "b", {1: [0.2, 0.4, 0.9]}, seed=43),
@@ -329,7 +329,7 @@ def test_areas_end_where_the_first_curve_does(tmp_path: Path) -> None:
 
 
 def test_a_run_that_a_rule_stopped_is_finished_and_said_to_be_stopped(tmp_path: Path) -> None:
-    """Its result is an earlier epoch, whose evaluation and pictures count."""
+    """The evaluation and pictures of its result, an earlier epoch, are compared."""
     (tmp_path / "variants.yaml").write_text("")
     rule = "stop_when=[{metric: eval_gain, below: 0}]"
     run = plan(tmp_path, "sdpo", overrides=("epochs=9", rule))[0]
@@ -345,7 +345,7 @@ def test_a_run_that_a_rule_stopped_is_finished_and_said_to_be_stopped(tmp_path: 
 
 
 def test_what_is_to_be_reached_is_the_result(tmp_path: Path) -> None:
-    """Here the results of ddpo's runs are 0.6 after 100 samples, where a rule stopped it, and 0.8 after 300."""
+    """The results of ddpo's runs are 0.6 after 100 samples, where a rule stopped it, and 0.8 after 300."""
     words = [
         write_run(tmp_path / "a", {1: [0.2, 0.6, 0.1]}, seed=42, algorithm="ddpo", epochs=3),
         write_run(tmp_path / "b", {1: [0.2, 0.4, 0.6, 0.8]}, seed=43, algorithm="ddpo", epochs=3),
@@ -361,7 +361,7 @@ def test_what_is_to_be_reached_is_the_result(tmp_path: Path) -> None:
 
 
 def test_lost_costs(sdpo: Run, tmp_path: Path) -> None:
-    """Those of an evaluation between leave it out of the curves; without those of the result nothing can be said."""
+    """An evaluation without costs is left out of the curves; a result without costs is rejected."""
     for name, epoch in (("between", 1), ("last", 2)):
         run = write_run(tmp_path / name, FLAT, algorithm="ddpo")
         file = run / "evaluation" / f"epoch_{epoch:04d}.json"
@@ -385,7 +385,7 @@ def test_evaluations_of_other_prompts_are_said(tmp_path: Path) -> None:
 
 
 def test_values_of_variants_arrive_as_they_are(tmp_path: Path) -> None:
-    """As overrides they are YAML on one line, whatever YAML takes for a line break."""
+    """Overrides are YAML on one line, also if the text holds characters that YAML reads as line breaks."""
     prompts = ["a cat\u2028and a dog", "a\x85b: c, d", "long " * 100]
     variant = {"mine": {"algorithm": {}, "prompts": {"train": prompts}}}
     (tmp_path / "variants.yaml").write_text(yaml.safe_dump(variant), encoding="utf-8")

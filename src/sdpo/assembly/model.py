@@ -10,7 +10,7 @@ import torch
 
 from sdpo.backbones import PipelineBackbone, load_backbone, wrap_pipeline
 from sdpo.config import Config
-from sdpo.config.schema import ModelConfig
+from sdpo.config.sections import ModelConfig
 from sdpo.distributed.launch import loading_everywhere
 from sdpo.errors import UserError, cause
 from sdpo.loop.micro_batch import sampling_call, update_call

@@ -301,7 +301,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 def _compare(arguments: argparse.Namespace) -> None:
     _quiet_libraries()
-    from sdpo.commands.compare.command import run
+    from sdpo.cli.compare import run
 
     run(arguments, console)
 

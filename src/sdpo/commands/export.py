@@ -21,9 +21,9 @@ from sdpo.commands.model_card import Exported, render_card
 from sdpo.commands.target import load_tuned
 from sdpo.config.schema import Config
 from sdpo.errors import UserError
-from sdpo.report.figures import draw_curves
-from sdpo.report.gallery import draw_samples
+from sdpo.report.curves_png import draw_curves
 from sdpo.report.reader import Run, read_run
+from sdpo.report.samples_png import draw_samples
 from sdpo.run.checkpoint import Checkpoint, CheckpointStore
 from sdpo.run.result import RESULT, read_result
 from sdpo.system.durable import recover_folder, replace_folder

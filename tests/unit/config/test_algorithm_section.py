@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from sdpo.assembly.build import cost, update_settings
 
 from sdpo import Config
-from sdpo.assembly.build import cost, update_settings
 from sdpo.errors import UserError
 from sdpo.method.advantages import GroupNormalizer, PromptNormalizer
 from sdpo.method.algorithms import ALGORITHMS

@@ -1,11 +1,13 @@
-# make demo: train the embedded model and write its report.   make test: lint, types, all tests.
-# make audit: known vulnerabilities of the installed packages, where there is a network.
+# make demo     train the embedded model and write its report
+# make test     lint, types, layers, all tests
+# make layers   check that imports only go down the layers (pyproject.toml, [tool.importlinter])
+# make audit    list known vulnerabilities of the installed packages; needs a network
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: demo test lint types audit clean
+.PHONY: demo test lint types layers audit clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,7 +18,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 demo: $(BIN)/.installed
 	$(BIN)/sdpo train emoji --output-dir $(RUN)
 
-test: lint types
+test: lint types layers
 	$(BIN)/python -m pytest -q
 
 lint: $(BIN)/.installed
@@ -25,6 +27,9 @@ lint: $(BIN)/.installed
 
 types: $(BIN)/.installed
 	$(BIN)/mypy
+
+layers: $(BIN)/.installed
+	$(BIN)/lint-imports
 
 audit: $(BIN)/.installed
 	$(BIN)/python tools/audit.py "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"

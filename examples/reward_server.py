@@ -1,4 +1,4 @@
-"""A reward server: any reward of sdpo, or your own callable, behind JSON over HTTP.
+"""Serve any reward of sdpo, or your own callable, as JSON over HTTP.
 
     python examples/reward_server.py --reward colorfulness --port 8765
     sdpo train emoji 'rewards={http: 1.0}' reward_options.http.url=http://localhost:8765/
@@ -25,17 +25,17 @@ from sdpo.rewards import Reward, checked_scores, load_reward
 
 
 def decode(image: str) -> torch.Tensor:
-    """A base64 PNG as float32 [3, H, W] in [0, 1]."""
+    """Decode a base64 PNG to float32 [3, H, W] in [0, 1]."""
     pixels = np.array(Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 
 def make_handler(name: str, reward: Reward) -> type[BaseHTTPRequestHandler]:
-    """A request handler that scores with `reward`."""
-    one_at_a_time = threading.Lock()  # requests arrive in parallel, the model's device is one
+    """Make the class of request handlers that score images with `reward`, called `name` in error messages."""
+    one_at_a_time = threading.Lock()  # requests arrive in parallel, but the model has one device
 
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"  # connections are kept
+        protocol_version = "HTTP/1.1"  # keeps connections open
 
         def do_POST(self) -> None:  # noqa: N802
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -64,7 +64,7 @@ def make_handler(name: str, reward: Reward) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(data)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Quiet."""
+            """Log nothing."""
 
     return Handler
 
@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reward", default="colorfulness", help="a name from `sdpo rewards`, or my_module:my_reward")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8765, help="0 picks a free one")
+    parser.add_argument("--port", type=int, default=8765, help="0 picks a free port")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     reward = load_reward(arguments.reward, arguments.device)

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Everything in this folder, from nothing: about three hours of two cores. Interrupted, it goes on where it was.
+# Reproduces everything in this folder, in about three hours on two cores. After an interruption, run it again: it resumes.
 #   sh docs/results/reproduce.sh [PROCESSES]
-# Run it where `sdpo` is installed, at the root of the project; runs go to runs/results.
+# Run it at the root of the project, with `sdpo` on the path; it writes to runs/results.
 set -e
 here=docs/results out=runs/results processes=${1:-2}
 common="sample.num_steps=4 prompts.unseen=null checkpoint.every=3"
 
-# keep FROM TO FILE…; keep_runs FROM TO: of each run what its numbers are.
+# keep FROM TO FILE… copies files; keep_runs FROM TO copies the settings, metrics and evaluations of each run.
 keep() {
   from=$1 to=$2
   shift 2
@@ -20,7 +20,7 @@ keep_runs() {
   done
 }
 
-# 1. A learning rate for each, on a seed of its own.
+# 1. A learning rate for each algorithm, on a seed that the comparison does not use.
 rates=""
 for name in sdpo ddpo d3po rebel prdp grpo sdpo-12 ddpo-12 d3po-12 rebel-12 prdp-12; do
   for rate in 5e-4 1e-3 2e-3; do rates="$rates,$name-$rate"; done
@@ -30,7 +30,7 @@ sdpo compare emoji --algorithms "${rates#,}" --seeds 1 --first-seed 41 --variant
 keep $out/learning-rates $here/learning-rates comparison.md comparison.csv
 keep_runs $out/learning-rates $here/learning-rates/runs
 
-# 2. The comparisons. All share one directory: what is there is not trained again.
+# 2. The comparisons. All share one directory, so that no run is trained twice.
 compare() {
   to=$1 names=$2
   shift 2

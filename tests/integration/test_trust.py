@@ -214,10 +214,13 @@ def test_a_damaged_checkpoint_is_passed_over(sdpo: Run, tmp_path: Path, command:
     weights.write_bytes(weights.read_bytes()[:-1])
     result = sdpo(*command)
     assert result.returncode == 0 and "trained epochs 3 to 3" in result.stdout
-    assert "3 is damaged: weights.safetensors" in result.stderr and "Going on from the one of epoch 2" in result.stderr
+    assert (
+        "3 is damaged: weights.safetensors" in result.stderr
+        and "Resuming from the checkpoint of epoch 2" in result.stderr
+    )
     assert micro.rows(run) == whole[0]
     assert micro.same(load_file(weights), whole[1].weights)
     for epoch in (1, 2, 3):
         (run / "checkpoints" / str(epoch) / "state.pt").write_bytes(b"")
-    failed(sdpo(*command), "none of the checkpoints", "Delete that folder to begin anew")
+    failed(sdpo(*command), "none of the checkpoints", "Delete that folder to start over")
     assert micro.rows(run) == whole[0]

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 from helpers.plane_model import Plane, optimize
+from helpers.updates import run_update, update_settings
 from torch import Tensor
 
 from sdpo.loop.policy import Policy, PromptEmbeddings
-from sdpo.loop.policy_update import Updater, UpdateSettings
+from sdpo.loop.policy_update import PolicyUpdate
 from sdpo.loop.reward_mix import RewardMix
 from sdpo.loop.rollout import final_images, rollout
 from sdpo.loop.scoring import Scorer
 from sdpo.method.advantages import GroupNormalizer, Normalizer, PairNormalizer, StepwiseNormalizer
 from sdpo.method.algorithms import ALGORITHMS
-from sdpo.method.credit import discounted_returns
 from sdpo.prompts import Prompt
 
 
@@ -42,8 +42,8 @@ def learn(normalizer: Normalizer, name: str = "sdpo", **setting: Any) -> tuple[d
     algorithm = ALGORITHMS[name](**setting)
     denoiser, embeddings = policy.backbone.denoiser(4, 1.0), PromptEmbeddings(policy.backbone)
     mix = RewardMix({"closeness": closeness}, {"closeness": 1.0})
-    settings = UpdateSettings(batch_size=32, micro_batch=32, unit=algorithm.unit)
-    updater = Updater(policy, algorithm, settings, optimize(policy, torch.optim.AdamW, lr=0.05))
+    settings = update_settings(batch_size=32, whole_trajectories=algorithm.takes_trajectories)
+    update = PolicyUpdate(policy, algorithm, settings, optimize(policy, torch.optim.AdamW, lr=0.05))
     before = rewards_by_steps(policy)
     for epoch in range(1, 16):
         (trajectories,) = rollout(
@@ -52,10 +52,8 @@ def learn(normalizer: Normalizer, name: str = "sdpo", **setting: Any) -> tuple[d
         )  # fmt: skip
         scorer = Scorer(policy.backbone, mix, algorithm.reward_plan)
         scorer.add(trajectories)
-        scores = scorer.finish()
-        returns = discounted_returns(scores.dense, algorithm.discount)
-        advantages = normalizer.update(trajectories.prompts, returns)
-        metrics = updater.run(trajectories, advantages, denoiser, embeddings, epoch)
+        advantages = normalizer.update(trajectories.prompts, algorithm.returns(scorer.finish().dense))
+        metrics = run_update(update, trajectories, advantages, epoch)
         assert metrics["on_policy_log_ratio"] == 0
     return before, rewards_by_steps(policy)
 

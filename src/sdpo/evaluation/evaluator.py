@@ -70,9 +70,7 @@ class Evaluator:
             )
             unseen = None
             if full and self.unseen:
-                found = evaluate(
-                    drawing, self.unseen, self.rewards, steps=settings.steps, images_per_prompt=per_prompt
-                )
+                found = evaluate(drawing, self.unseen, self.rewards, steps=settings.steps, images_per_prompt=per_prompt)
                 unseen = found.scores
         record = Evaluation(
             epoch=epoch,

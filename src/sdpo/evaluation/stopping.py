@@ -27,7 +27,9 @@ def check_rules(config: Config) -> None:
         UserError: if a rule names no metric of the evaluations, or its settings contradict it.
     """
     if config.stop_when and config.evaluate.every == 0:
-        raise UserError("stop_when looks at evaluations, but evaluate.every is 0: set it to the number of epochs between them")
+        raise UserError(
+            "stop_when looks at evaluations, but evaluate.every is 0: set it to the number of epochs between them"
+        )
     if config.stop_when and config.checkpoint.keep_best == 0:
         raise UserError(
             "stop_when makes the best checkpoint at which no rule held the result, but checkpoint.keep_best is 0: set "

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Exponential moving average of parameters, with the usual warm-up of the decay.
+    """Exponential moving average of parameters, with a warm-up of the decay.
 
     Args:
-        parameters: averaged.
-        decay: after the warm-up; the first updates use min(decay, (1 + n) / (10 + n)).
-        changed: is told when the parameters have been set.
+        parameters: the parameters that are averaged.
+        decay: the decay after the warm-up; update n uses min(decay, (1 + n) / (10 + n)).
+        changed: called when the parameters have been replaced by their average, or back.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the current weights in."""
+        """Take the current weights into the average."""
         self.count += 1
         decay = min(self.decay, (1 + self.count) / (10 + self.count))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)

@@ -1,6 +1,6 @@
-"""How many groups the machine takes in one network call: a matter of speed and memory.
+"""The number of groups a network call, which affects speed and memory only.
 
-Not of the result, as long as below float32 sampling and update take equally many: see `build.micro_batches`.
+In half precision the result depends on it too, unless sampling and update use the same number.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from sdpo.backbones import Conditioning
 from sdpo.loop.policy import Policy
 from sdpo.method.denoisers import Denoiser
 
-_GAIN = 1.05  # a doubled batch must be faster by this much a sample, else memory is better spent elsewhere
-_MEMORY_SHARE = 0.8  # of the accelerator's memory, that a micro-batch may bring it to
-_ELEMENTS = {"cpu": 3 * 2**15}  # latent elements in a call that keep a device busy, where nothing is tried out
+_GAIN = 1.05  # a doubled batch must be faster by this factor a sample, else the smaller one is kept
+_MEMORY_SHARE = 0.8  # the share of the accelerator's memory that may be in use
+_ELEMENTS = {"cpu": 3 * 2**15}  # latent elements a call that keep a device busy, where sizes are not tried
 _ELEMENTS_ELSEWHERE = 2**18
 _MOST = 96
 
 
 def default_samples(latent_elements: int, device: torch.device) -> int:
-    """Samples in a call, safe and not slow. On a CPU, where larger calls gain nothing, it is the choice."""
+    """The number of samples a call that is safe and not slow; on a CPU, larger calls gain nothing."""
     return max(1, min(_MOST, _ELEMENTS.get(device.type, _ELEMENTS_ELSEWHERE) // latent_elements))
 
 
 def even(groups: int, most: int) -> int:
-    """The micro-batch, at most `most`, that cuts `groups` into parts as equal as can be."""
+    """The micro-batch, at most `most`, that cuts `groups` into parts as equal as possible."""
     parts = -(-groups // max(1, min(most, groups)))
     return -(-groups // parts)
 
@@ -41,12 +41,12 @@ def common(shares: Iterable[int], most: int) -> int:
 
 
 def search(call: Callable[[int], Any], most: int, device: torch.device) -> int:
-    """The micro-batch at which a GPU is fast: doubled until memory ends or nothing is gained.
+    """Find the micro-batch at which a GPU is fast: it is doubled until memory ends or nothing is gained.
 
     Args:
         call: does the work for a number of groups; may raise `torch.OutOfMemoryError`.
-        most: groups.
-        device: a GPU.
+        most: the largest micro-batch.
+        device: the GPU.
     """
     best, best_time, size = 1, float("inf"), 1
     total = torch.cuda.mem_get_info(device)[1]
@@ -75,7 +75,7 @@ def _seconds(call: Callable[[int], Any], size: int, device: torch.device) -> flo
 
 
 def sampling_call(policy: Policy, denoiser: Denoiser, prompt: Conditioning, branches: int) -> Callable[[int], None]:
-    """One step of sampling for a number of groups; `prompt` is the embedding of any prompt, [1, ...]."""
+    """A function that samples one step of a number of groups; `prompt` is the embedding of any prompt, [1, ...]."""
 
     def call(groups: int) -> None:
         with policy.no_gradient():
@@ -85,7 +85,7 @@ def sampling_call(policy: Policy, denoiser: Denoiser, prompt: Conditioning, bran
 
 
 def update_call(policy: Policy, denoiser: Denoiser, prompt: Conditioning, branches: int) -> Callable[[int], None]:
-    """Gradients of one step for a number of groups; they are thrown away."""
+    """A function that makes and discards the gradients of one step of a number of groups."""
 
     def call(groups: int) -> None:
         try:

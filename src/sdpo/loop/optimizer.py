@@ -1,4 +1,4 @@
-"""Optimizer steps: average the gradients of all processes, clip them, step, and keep the average of the weights."""
+"""Optimizer steps: average the gradients of all processes, clip them, step, and update the average of the weights."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sdpo.loop.ema import EMA
 _BUCKET = 2**24  # gradient elements averaged over processes in one call
 
 Make = Callable[[list[nn.Parameter]], tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]]
-"""The optimizer over given tensors, and its learning-rate schedule, which goes on with every optimizer step."""
+"""Makes the optimizer of given tensors, and its learning-rate schedule, which advances with every optimizer step."""
 
 
 def alone(tensor: Tensor) -> Tensor:
-    """The average over all processes, where there is one."""
+    """The average over all processes of a run with one process."""
     return tensor
 
 
@@ -27,17 +27,17 @@ class Optimization:
     """Owns the optimizer, its schedule, the loss scaler and the average of the weights; every process has them whole.
 
     Args:
-        parameters: trained, by name.
-        make: the optimizer and its schedule.
-        max_grad_norm: global gradient-norm clip.
-        ema_decay: of the average of the weights; None keeps none.
+        parameters: the trained parameters by name.
+        make: makes the optimizer and its schedule.
+        max_grad_norm: the bound of the global gradient norm.
+        ema_decay: the decay of the average of the weights; None keeps no average.
         all_reduce: averages a tensor over all processes.
-        scaled: scale the loss, as float16 gradients underflow without; the other types need none.
+        scaled: scale the loss, as float16 gradients underflow otherwise; the other types need no scaling.
 
     Attributes:
-        collective: whether all processes must take part where what a run needs to go on is collected.
-        names: of the trained parameters.
-        tensors: what of them this process optimizes, in the same order; here they themselves.
+        collective: whether all processes must take part when the state of a checkpoint is collected.
+        names: the names of the trained parameters.
+        tensors: the tensors that this process optimizes, one a parameter; here the parameters themselves.
     """
 
     collective = False
@@ -64,29 +64,29 @@ class Optimization:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """The learning rate of the next optimizer step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def backward(self, loss: Tensor, watch: FiniteWatch, last: bool) -> None:
-        """Add a loss's gradients.
+        """Add the gradients of a loss.
 
         Args:
-            loss: a part of the minibatch's.
-            watch: has seen what it was made from.
-            last: whether it is the last before `step`.
+            loss: a part of the minibatch's loss.
+            watch: has seen the values that the loss was made from.
+            last: whether this is the last part before `step`.
         """
-        del watch, last  # of use to those who reduce gradients while they come
+        del watch, last  # needed where gradients are reduced during the backward pass
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def step(self, watch: FiniteWatch) -> Tensor:
-        """Average gradients over processes, clip, step.
+        """Average gradients over processes, clip them, and make an optimizer step.
 
         Args:
-            watch: knows what of the minibatch was not finite; is told the norms.
+            watch: knows which values of the minibatch were not finite, and takes in the norms.
 
         Returns:
-            The gradient norm before clipping; not finite where something of the minibatch is not, which skips the step.
-            Scaled float16 gradients overflow now and then; that lowers the scale.
+            The gradient norm before clipping, a scalar. It is not finite where a value of the minibatch is not, and the
+            step is then skipped. Scaled float16 gradients overflow now and then, which lowers the scale.
         """
         names, gradients = zip(
             *((n, t.grad) for n, t in zip(self.names, self.tensors, strict=True) if t.grad is not None), strict=True
@@ -111,14 +111,14 @@ class Optimization:
             self.ema.update()
 
     def _reduce(self, gradients: list[Tensor], watch: FiniteWatch) -> Tensor:
-        """Average gradients over processes; the norms of the averages, [P]."""
+        """Average gradients over processes; returns the norms of the averages, [P]."""
         watch.poison(gradients[0])
         self._average_gradients(gradients)  # while scaled, so that all processes see an overflow of any
         self.scaler.unscale_(self.optimizer)
         return torch.stack(torch._foreach_norm(gradients))
 
     def _average_gradients(self, gradients: list[Tensor]) -> None:
-        """Over all processes, in buckets: few calls, little memory besides."""
+        """Average gradients over all processes in buckets: few calls, little additional memory."""
         if self.all_reduce is alone:
             return
         bucket: list[Tensor] = []
@@ -136,10 +136,10 @@ class Optimization:
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
-    # -- what a run that goes on needs: the same whatever the processes share --------------------------------
+    # -- the state of a checkpoint, whole, however the tensors are distributed ------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is not weights: optimizer, schedule, loss scaler, and how far the average has warmed up."""
+        """The state apart from weights: optimizer, schedule, loss scaler, and the number of averaged updates."""
         schedule = {k: v for k, v in self.lr_schedule.state_dict().items() if k != "lr_lambdas"}
         return {
             "optimizer": self._optimizer_state(),
@@ -149,7 +149,7 @@ class Optimization:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore what `state_dict` returned."""
         self._load_optimizer_state(state["optimizer"])
         self.lr_schedule.load_state_dict({**state["lr_schedule"], "lr_lambdas": [None]})
         if state["scaler"]:  # empty where the run so far needed no scaling
@@ -162,18 +162,18 @@ class Optimization:
         return self._whole(self.tensors)
 
     def average(self) -> dict[str, Tensor]:
-        """Their average, whole, by name; empty where none is kept."""
+        """The average of the trained parameters, whole, by name; empty where none is kept."""
         return self._whole(self.ema.average) if self.ema is not None else {}
 
     @torch.no_grad()
     def take(self, weights: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> None:
-        """Set both."""
+        """Set the trained parameters and their average, given whole and by name."""
         self._put(weights, self.tensors)
         if self.ema is not None:
             self._put(average, self.ema.average)
         self.changed()
 
-    # -- how the tensors lie: overridden where processes share them ------------------------------------------
+    # -- the distribution of the tensors: overridden where processes share them ------------------------------
 
     def _tensors(self) -> list[nn.Parameter]:
         return self.parameters
@@ -189,7 +189,7 @@ class Optimization:
         return self.optimizer.state_dict()
 
     def _load_optimizer_state(self, state: dict[str, Any]) -> None:
-        # Fused kernels walk memory: moments must lie as the weights do, whatever layout they were saved in.
+        # Fused kernels walk memory: moments need the memory layout of their weights, however they were saved.
         laid_out = {
             i: {
                 k: torch.empty_like(self.tensors[i]).copy_(v) if _is_moment(v, self.tensors[i]) else v
@@ -200,16 +200,22 @@ class Optimization:
         self.optimizer.load_state_dict({**state, "state": laid_out})
 
     def changed(self) -> None:
-        """The weights have been set from outside; copies of them are stale."""
+        """Called when the weights have been set other than by an optimizer step, which makes copies of them stale."""
 
 
 def _is_moment(value: Any, weight: Tensor) -> bool:
-    """Of an optimizer's state, what has a number for each of a weight's, as the 8-bit forms do not."""
+    """Whether a state tensor matches its weight elementwise; those of 8-bit optimizers do not."""
     return isinstance(value, Tensor) and value.shape == weight.shape and value.dtype == weight.dtype
 
 
 def warmup_decay(name: str, warmup_steps: int, total_steps: int) -> Callable[[int], float]:
-    """The learning rate's factor at each optimizer step: linear warm-up, then constant, or linear or cosine to 0."""
+    """The factor of the learning rate at each optimizer step: a linear warm-up, then constant, or a decay to 0.
+
+    Args:
+        name: `constant`, `linear` or `cosine`.
+        warmup_steps: optimizer steps of the warm-up.
+        total_steps: optimizer steps of the run, at the end of which a decaying rate is 0.
+    """
 
     def factor(step: int) -> float:
         if step < warmup_steps:

@@ -1,4 +1,4 @@
-"""The one forward path: backbone, guidance, precision and denoiser make a transition. Rollout and update share it."""
+"""The one forward path of rollout and update: backbone, guidance, precision and denoiser make a transition."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sdpo.method.denoisers import Denoiser, Transition
 
 
 class PromptEmbeddings:
-    """Embeddings of a run's prompts, each encoded once.
+    """The embeddings of a run's prompts, each encoded once.
 
     Args:
-        backbone: encodes them.
-        prompts: all prompts that will be asked for; others are encoded when they first come.
-        batch_size: prompts encoded in one call.
+        backbone: the model that encodes prompts.
+        prompts: the prompts to encode now; others are encoded when they are first asked for.
+        batch_size: prompts an encoder call.
     """
 
     def __init__(self, backbone: Backbone, prompts: Iterable[str] = (), batch_size: int = 32) -> None:
@@ -35,12 +35,12 @@ class PromptEmbeddings:
         return self.take(self.rows(prompts))
 
     def rows(self, prompts: Sequence[str]) -> Tensor:
-        """Where the embeddings of N prompts lie, int64 [N], on the device."""
+        """The places of N prompts among the embeddings, int64 [N], on the device."""
         self._add(prompts)
         return to_device(torch.tensor([self._rows[p] for p in prompts]), self._backbone.device)
 
     def take(self, rows: Tensor) -> Conditioning:
-        """The embeddings at those places; nothing waits for the device."""
+        """The embeddings at given places, int64 [N]; the host does not wait for the device."""
         return {name: table[rows] for name, table in self._table.items()}
 
     def _add(self, prompts: Sequence[str]) -> None:
@@ -53,24 +53,24 @@ class PromptEmbeddings:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy of a CPU tensor on the device, which the host does not wait for."""
+    """Copy a CPU tensor to the device; the host does not wait for the copy."""
     if device.type == "cpu":
         return tensor
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 class Policy:
-    """p_θ(x_{i+1} | x_i, prompt) of a backbone.
+    """The policy p_θ(x_{i+1} | x_i, prompt) of a backbone.
 
     Args:
         backbone: the model.
-        guidance_scale: 1 is off. Classifier-free guidance asks the network twice; one that embeds guidance is handed
-            the scale, also 1.
-        dtype: what the network computes in; parameters that are trained stay float32 under autocast.
+        guidance_scale: the scale of guidance; 1 switches classifier-free guidance off, which else evaluates the network
+            twice. A network that embeds guidance is given the scale, also if it is 1.
+        dtype: the type that the network computes in; trained parameters stay float32 under autocast.
 
     Attributes:
-        evaluations: of the network for one latent each, so far.
-        with_gradient: those among them that autograd followed.
+        evaluations: evaluations of the network so far, for one latent each.
+        with_gradient: the evaluations among them that autograd recorded.
 
     Raises:
         UserError: if the model has no use for a guidance scale and is given one.
@@ -91,7 +91,7 @@ class Policy:
 
     @property
     def guided(self) -> bool:
-        """Whether the network is asked twice a step."""
+        """Whether the network is evaluated twice a step."""
         return self.backbone.guidance == "classifier-free" and self.guidance_scale != 1.0
 
     def autocast(self) -> torch.autocast:
@@ -99,10 +99,10 @@ class Policy:
         return torch.autocast(self.backbone.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def no_gradient(self) -> contextlib.AbstractContextManager[Any]:
-        """The context of network calls that nobody differentiates.
+        """The context of network calls without gradient.
 
-        Not inference mode where the network is spread over processes: the weights that such a call gathers lie in
-        buffers that later calls with a gradient use again.
+        A sharded network does not use inference mode: the weights that such a call gathers lie in buffers that later
+        calls with gradient use again.
         """
         return torch.no_grad() if self.backbone.is_sharded else torch.inference_mode()
 

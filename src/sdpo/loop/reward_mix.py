@@ -16,12 +16,12 @@ from sdpo.rewards import PlacedReward, Reward
 class RewardMix:
     """One or several weighted rewards as one number.
 
-    A single reward passes through times its weight. Several are standardised first, each by the mean and std of all
-    its scores so far in the run, so that weights compare rewards of different scales.
+    A single reward is multiplied by its weight. Several are standardised first, each by the mean and std of all its
+    scores so far in the run, so that weights compare rewards of different scales.
 
     Args:
-        rewards: callables by name.
-        weights: by the same names.
+        rewards: the rewards by name.
+        weights: the weight of each reward by name.
     """
 
     def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
@@ -34,10 +34,15 @@ class RewardMix:
     def start(
         self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
     ) -> Callable[[], dict[str, Tensor]]:
-        """Begin to score N images; remote rewards do so in the background.
+        """Begin to score N images; remote rewards work in the background.
+
+        Args:
+            images: float32 [N, 3, H, W] in [0, 1].
+            prompts: N prompts.
+            metadata: N mappings that came with the prompts.
 
         Returns:
-            A call that waits and gives the raw scores of every reward, float32 [N] each.
+            A function that waits, and returns the raw scores of every reward, float32 [N] each.
         """
         background, found = {}, {}
         for name, reward in self.rewards.items():
@@ -63,7 +68,7 @@ class RewardMix:
             yield
 
     def observe(self, scores: Mapping[str, Tensor]) -> None:
-        """Take a global batch of raw scores into the running statistics."""
+        """Take the raw scores of a batch, over all processes, into the running statistics."""
         for name, values in scores.items():
             new = values.detach().double().cpu()
             count, mean, squares = self._moments[name].unbind()
@@ -73,7 +78,7 @@ class RewardMix:
             self._moments[name] = torch.stack([total, mean + shift * len(new) / total, squares])
 
     def combine(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum, [N]."""
+        """The weighted sum of raw scores, [N]."""
         if len(self.rewards) == 1:
             (name,) = self.rewards
             return self.weights[name] * scores[name]
@@ -89,5 +94,5 @@ class RewardMix:
         return {"moments": dict(self._moments)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore what `state_dict` returned."""
         self._moments = dict(state["moments"])

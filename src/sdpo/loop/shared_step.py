@@ -10,9 +10,7 @@ from torch import Tensor
 from sdpo.loop.visits import Visits
 
 
-def shares_first_step(
-    setting: Literal["auto"] | bool, *, shared_noise: bool, visits: Visits, num_steps: int
-) -> bool:
+def shares_first_step(setting: Literal["auto"] | bool, *, shared_noise: bool, visits: Visits, num_steps: int) -> bool:
     """Whether the branches of a group share the network evaluation of the first step.
 
     `auto` shares where the update visits no other step: its network calls then have the same batches as those of

@@ -1,10 +1,9 @@
-"""Checkpoints: a folder an epoch, whole or not there, verified by checksums; nothing is pickled that is not data."""
+"""Checkpoints: one folder an epoch, complete or absent, verified by checksums; only plain data is pickled."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from sdpo.errors import UserError
 from sdpo.system.durable import WRITE_ERRORS, recover_folder, replace_folder, sha256
+from sdpo.system.log import logger
 
 _CHECKSUMS = "checksums.json"
 _NEEDED = {"weights.safetensors", "state.pt", "info.json"}
@@ -22,14 +22,14 @@ _NEEDED = {"weights.safetensors", "state.pt", "info.json"}
 
 @dataclass
 class Checkpoint:
-    """What a run needs to go on.
+    """The state that a run resumes from.
 
     Attributes:
-        epoch: the epoch that was finished.
+        epoch: the epoch that has ended.
         weights: trained parameters by name, float32.
-        ema: their average, or empty.
+        ema: the average of the trained parameters by name, or empty.
         state: optimizer, schedules and statistics; tensors and plain containers.
-        score: evaluated gain at this epoch, or None where it was not evaluated.
+        score: the evaluated gain after this epoch, or None where it was not evaluated.
     """
 
     epoch: int
@@ -39,31 +39,31 @@ class Checkpoint:
     score: float | None = None
 
     def copy(self) -> Checkpoint:
-        """One of its own tensors, on the CPU, which further training does not change."""
+        """A copy on the CPU that further training does not change."""
         return replace(self, weights=_copied(self.weights), ema=_copied(self.ema), state=_copied(self.state))
 
 
 class CheckpointStore:
-    """`checkpoints/<epoch>/` of a run.
+    """The folder `checkpoints/` of a run.
 
     Args:
         root: the folder.
-        keep_last: newest ones that stay.
-        keep_best: best evaluated ones that stay besides.
+        keep_last: the number of newest checkpoints that are kept.
+        keep_best: the number of best evaluated checkpoints that are kept besides.
     """
 
     def __init__(self, root: Path, keep_last: int = 3, keep_best: int = 1) -> None:
         self.root = root
         self.keep_last = keep_last
         self.keep_best = keep_best
-        self._whole: dict[int, bool] = {}  # those that this process wrote or verified
+        self._whole: dict[int, bool] = {}  # by epoch: whether this process wrote it or found it undamaged
 
     def epochs(self) -> list[int]:
-        """Epochs with a checkpoint, ascending, be it damaged or not."""
+        """The epochs with a checkpoint, damaged ones included, ascending."""
         return sorted(int(p.name) for p in self.root.glob("*") if p.name.isdecimal()) if self.root.is_dir() else []
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint; it appears whole or not at all.
+        """Write a checkpoint, completely or not at all.
 
         Raises:
             UserError: if the disk is full or not writable; earlier checkpoints stay.
@@ -74,24 +74,28 @@ class CheckpointStore:
             temporary.mkdir(parents=True)
             _write(checkpoint, temporary)
             replace_folder(temporary, target)
-        except (*WRITE_ERRORS, RuntimeError) as error:  # torch.save has the last for a disk that is full
+        except (*WRITE_ERRORS, RuntimeError) as error:  # torch.save raises RuntimeError where the disk is full
             shutil.rmtree(temporary, ignore_errors=True)
             raise UserError(
                 f"the checkpoint of epoch {checkpoint.epoch} cannot be written to {target}: {error} "
-                f"({_free(self.root)}). Earlier checkpoints are intact; mend it and repeat the command to resume."
+                f"({_free(self.root)}). Earlier checkpoints are intact: fix the problem and rerun the command to "
+                "resume."
             ) from error
         self._whole[checkpoint.epoch] = True
         self._prune()
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; says on stderr which newer ones are damaged. None where there is none.
+        """Load the newest undamaged checkpoint, and warn of newer ones that are damaged.
+
+        Returns:
+            The checkpoint, or None if there is none.
 
         Raises:
-            UserError: if there are some and none of them is whole.
+            UserError: if there are checkpoints, and all of them are damaged.
         """
         for aside in self.root.glob("*.old"):
             recover_folder(aside.with_suffix(""))
-        for leftover in [*self.root.glob("*.old"), *self.root.glob("*.tmp")]:  # of a save that was killed
+        for leftover in [*self.root.glob("*.old"), *self.root.glob("*.tmp")]:  # left by a save that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         damaged: list[UserError] = []
         for epoch in reversed(self.epochs()):
@@ -102,14 +106,14 @@ class CheckpointStore:
                 continue
             if damaged:
                 reasons = "\n".join(map(str, damaged))
-                print(f"sdpo: warning: {reasons}\nGoing on from the one of epoch {epoch}.", file=sys.stderr)
-            self._prune()  # a kill may have come before it
+                logger.warning("%s\nResuming from the checkpoint of epoch %d.", reasons, epoch)
+            self._prune()  # an earlier save may have been killed before it
             return found
         if damaged:
             reasons = "\n".join(map(str, damaged))
             raise UserError(
                 f"none of the checkpoints in {self.root} can be read:\n{reasons}\n"
-                "Delete that folder to begin anew, or name another --output-dir."
+                "Delete that folder to start over, or name another --output-dir."
             )
         return None
 
@@ -133,20 +137,20 @@ class CheckpointStore:
         )
 
     def _verify(self, epoch: int) -> str | None:
-        """What is wrong with a checkpoint, if anything is."""
+        """What is wrong with a checkpoint, or None."""
         folder = self.root / str(epoch)
         try:
             expected = json.loads((folder / _CHECKSUMS).read_text(encoding="utf-8"))
             missing = sorted(_NEEDED - set(expected))
             wrong = missing or [name for name in sorted(expected) if sha256(folder / name) != expected[name]]
-            damage = f"{', '.join(wrong)} does not have the checksum it was written with" if wrong else None
-        except (OSError, ValueError, TypeError) as error:  # not there, not readable, not JSON, not a mapping
+            damage = f"{', '.join(wrong)}: the checksum differs from the one that was written" if wrong else None
+        except (OSError, ValueError, TypeError) as error:  # absent, unreadable, not JSON, or not a mapping
             damage = str(error)
         self._whole[epoch] = damage is None
         return damage
 
     def _prune(self) -> None:
-        """Delete all but the newest and the best; a damaged one counts for neither, and goes once a newer is whole."""
+        """Delete all but the newest and the best checkpoints, and damaged ones older than an undamaged one."""
         epochs = self.epochs()
         whole = [e for e in epochs if (self._whole[e] if e in self._whole else self._verify(e) is None)]
         keep = set(whole[-self.keep_last :])
@@ -185,8 +189,8 @@ def _copied(value: Any) -> Any:
 
 
 def _free(folder: Path) -> str:
-    """How much space there is where a folder lies, for a message."""
+    """The free space on a folder's disk, for a message."""
     try:
         return f"{shutil.disk_usage(folder).free / 1e6:.0f} MB free there"
     except OSError:
-        return "which cannot be looked at"
+        return "free space unknown"

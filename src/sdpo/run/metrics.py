@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from sdpo.system.durable import write_whole
+from sdpo.system.log import logger
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """The rows of a `metrics.jsonl` by epoch, and the numbers of the lines that are none, such as a half-written one.
+    """Read the rows of a `metrics.jsonl`.
 
-    A run that went on from an earlier checkpoint writes some epochs again: the later row counts.
+    A run that resumed from an earlier checkpoint writes some epochs again: the later row counts.
+
+    Returns:
+        The rows by epoch, and the numbers of the lines that are no rows, such as a half-written one.
     """
     rows: list[dict[str, Any]] = []
     damaged = []
@@ -41,11 +44,11 @@ class MetricsFile:
         self.path = path
 
     def start(self, last_epoch: int) -> None:
-        """Keep the rows up to `last_epoch` (0: none); a resumed run writes the later ones again."""
+        """Keep the rows up to `last_epoch`, which may be 0; a resumed run writes the later ones again."""
         rows = self.read(last_epoch)
         missing = [str(epoch) for epoch in range(1, last_epoch + 1) if epoch not in {row["epoch"] for row in rows}]
-        if missing:  # no kill does this: someone changed the file
-            print(f"sdpo: warning: {self.path} lacks the epochs {', '.join(missing)}", file=sys.stderr)
+        if missing:  # no killed process leaves this: the file was edited
+            logger.warning("%s lacks the epochs %s", self.path, ", ".join(missing))
         write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def read(self, last_epoch: int) -> list[dict[str, Any]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.plane_model import Plane
 from torch import Tensor
 
-from sdpo.evaluation.evaluate import Evaluation, evaluate, weighted_gain
+from sdpo.evaluation.evaluate import Drawing, evaluate
+from sdpo.evaluation.record import Evaluation, ImageScores, weighted_gain
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.prompts import Prompt
 from sdpo.rewards import PlacedReward
@@ -37,10 +39,8 @@ def scored(rank: int, count: int, micro_batch: int = 4) -> dict[int, float]:
     policy = Policy(Plane())
     given: Any = process
     try:
-        evaluate(
-            policy, PromptEmbeddings(policy.backbone), PROMPTS, {"first": PlacedReward("first", first)},
-            steps=[2], images_per_prompt=2, eta=1.0, micro_batch=micro_batch, processes=given,
-        )  # fmt: skip
+        drawing = Drawing(policy, PromptEmbeddings(policy.backbone), 1.0, micro_batch, 32, given)
+        evaluate(drawing, PROMPTS, {"first": PlacedReward("first", first)}, steps=[2], images_per_prompt=2)
     except TypeError:
         pass  # the tiles of the other processes, which are not there
     return dict(process.given[0])
@@ -60,9 +60,14 @@ def test_a_process_without_images_takes_part() -> None:
     assert scored(7, 8) == {}
 
 
+def evaluation(scores: dict[str, dict[int, list[float]]]) -> Evaluation:
+    arrays = {name: {s: np.array(v) for s, v in by_steps.items()} for name, by_steps in scores.items()}
+    return Evaluation(0, ImageScores([], [], arrays))
+
+
 def test_the_gain_weighs_rewards_in_standard_deviations_of_the_base() -> None:
-    base = Evaluation([], [], {"a": {1: [0.0, 2.0], 2: [0.0, 2.0]}, "b": {1: [0.0, 200.0], 2: [0.0, 200.0]}})
-    now = Evaluation([], [], {"a": {1: [1.0], 2: [3.0]}, "b": {1: [100.0], 2: [-100.0]}})
+    base = evaluation({"a": {1: [0.0, 2.0], 2: [0.0, 2.0]}, "b": {1: [0.0, 200.0], 2: [0.0, 200.0]}})
+    now = evaluation({"a": {1: [1.0], 2: [3.0]}, "b": {1: [100.0], 2: [-100.0]}})
     assert weighted_gain(base, now, {"a": 1.0}) == pytest.approx(2.0)  # of the first image alone, which both have
     assert weighted_gain(base, now, {"a": -1.0}) == pytest.approx(-2.0)
     assert weighted_gain(base, now, {"a": 1.0, "b": 5.0}) == pytest.approx(2.0)

@@ -52,7 +52,7 @@ def test_the_drift_is_the_kl_of_the_trajectories_that_were_drawn() -> None:
     def drift(shift: float, micro_batch: int) -> torch.Tensor:
         policy.backbone.network_module.shift.data.fill_(shift)
         watch = Drift(policy, denoiser, 3)
-        list(final_images(policy, denoiser, embeddings, ["a"] * 5, range(5), micro_batch, watch=watch))
+        list(final_images(policy, denoiser, embeddings, ["a"] * 5, range(5), micro_batch, observer=watch))
         return watch.values
 
     assert drift(0.0, 2).tolist() == [0, 0, 0]

@@ -8,11 +8,11 @@ import pytest
 
 from sdpo import Config
 from sdpo.errors import UserError
-from sdpo.evaluation.stopping import Guard, check_rules, metric_names
+from sdpo.evaluation.stopping import StoppingRules, check_rules, metric_names
 
 
-def guarded(*rules: dict[str, Any], base: dict[str, float] | None = None) -> Guard:
-    guard = Guard(Config.load("emoji", stop_when=list(rules)).stop_when)
+def guarded(*rules: dict[str, Any], base: dict[str, float] | None = None) -> StoppingRules:
+    guard = StoppingRules(Config.load("emoji", stop_when=list(rules)).stop_when)
     guard.start({"eval/x/1": 1.0, "monitor/diversity/4": 0.4} if base is None else base, [])
     return guard
 
@@ -45,7 +45,7 @@ def test_a_resumed_run_decides_as_the_undisturbed_one() -> None:
     for each in rows:
         whole.observe(each)
     for cut in range(1, 4):
-        resumed = Guard(whole._rules)
+        resumed = StoppingRules(whole._rules)
         resumed.start({"monitor/diversity/4": 0.4}, rows[:cut])
         for each in rows[cut:]:
             assert resumed.stop is None

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from helpers.plane_model import Plane, optimize
+from helpers.updates import update_settings
 
-from sdpo.loop.divergence import Finding, Watch, not_finite
+from sdpo.loop.divergence import FiniteWatch, NonFinite, NotFiniteError, check_trajectories
 from sdpo.loop.policy import Policy, PromptEmbeddings
-from sdpo.loop.policy_update import Updater, UpdateSettings
+from sdpo.loop.policy_update import PolicyUpdate, UpdateResult
 from sdpo.loop.rollout import rollout
 from sdpo.method.algorithms import SDPO
 from sdpo.method.types import LossOutput, StepBatch, Trajectories
@@ -44,21 +45,18 @@ def sampled(policy: Policy) -> Trajectories:
     return Trajectories.collect(parts, GROUPS)
 
 
-def make(algorithm: SDPO) -> Updater:
+def make(algorithm: SDPO) -> PolicyUpdate:
     policy = Policy(Plane())
     optimization = optimize(policy, torch.optim.AdamW, lr=0.1, fused=True, ema_decay=0.9)
-    settings = UpdateSettings(batch_size=2, micro_batch=1, skip_nonfinite=True)
-    return Updater(policy, algorithm, settings, optimization)
+    return PolicyUpdate(policy, algorithm, update_settings(batch_size=2, skip_nonfinite=True), optimization)
 
 
-def run(updater: Updater) -> dict[str, float]:
+def run(updater: PolicyUpdate) -> UpdateResult:
     trajectories = sampled(updater.policy)
     advantages = torch.randn(trajectories.log_prob.shape, generator=torch.Generator().manual_seed(1))
     policy = updater.policy
-    found = updater.run(
-        trajectories, advantages, policy.backbone.denoiser(T, 1.0), PromptEmbeddings(policy.backbone), 1
-    )
-    return {name: value.item() for name, value in found.items()}
+    denoiser, embeddings = policy.backbone.denoiser(T, 1.0), PromptEmbeddings(policy.backbone)
+    return updater.run(trajectories, advantages, denoiser, embeddings, epoch=1, micro_batch=1)
 
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
@@ -74,18 +72,22 @@ def test_a_loss_that_is_not_finite_skips_its_step_and_no_other(factor: float) ->
             step(*arguments)
 
     expected.optimization.optimizer.step = all_but_the_fourth  # type: ignore[method-assign]
-    metrics = run(skipping)
-    run(expected)
-    assert len(done) == 6 and metrics["skipped_steps"] == 1
+    skipped, undisturbed = run(skipping), run(expected)
+    assert len(done) == 6 and skipped.metrics["skipped_steps"] == 1
     (ours,), (theirs,) = skipping.optimization.parameters, expected.optimization.parameters
     assert torch.equal(ours, theirs) and ours.abs().max() > 0
     for name, value in expected.optimization.optimizer.state[theirs].items():
         assert torch.equal(skipping.optimization.optimizer.state[ours][name], value), name
-    assert all(torch.tensor(value).isfinite() for value in metrics.values()), metrics
-    found = skipping.watch.finding()
+    assert all(value.isfinite() for value in skipped.metrics.values()), skipped.metrics
+    found = skipped.watch.first()
     assert found is not None and found.optimizer_step == 3 and found.what.startswith("the loss of step ")
     assert sum(f"prompt {p!r}" in found.what for p in PROMPTS) == 1
-    assert expected.watch.finding() is None
+    assert undisturbed.watch.first() is None
+    assert (
+        skipping.check(skipped, list)
+        == f"{found.what} was not finite; its optimizer step, and others like it, were skipped"
+    )
+    assert expected.check(undisturbed, list) is None
 
 
 def test_a_gradient_names_its_parameter() -> None:
@@ -97,13 +99,13 @@ def test_a_gradient_names_its_parameter() -> None:
         return gradient * float("inf") if len(calls) == 5 else gradient
 
     updater.optimization.parameters[0].register_hook(spoil)
-    assert run(updater)["skipped_steps"] == 1
-    found = updater.watch.finding()
-    assert found == Finding(2, 2, "the gradient of shift")
+    result = run(updater)
+    assert result.metrics["skipped_steps"] == 1
+    assert result.watch.first() == NonFinite(2, 2, "the gradient of shift")
 
 
 def test_the_first_cause_is_named_before_its_consequences() -> None:
-    watch = Watch(PROMPTS)
+    watch = FiniteWatch(PROMPTS)
     nan = torch.tensor(float("nan"))
     fine = torch.zeros(2, 2)
     bad = torch.tensor([[0.0, 0.0], [float("inf"), 0.0]])
@@ -112,9 +114,9 @@ def test_the_first_cause_is_named_before_its_consequences() -> None:
         gradient.zero_()
         watch.add(slice(0, 2), torch.tensor([0, 1]), fine, torch.tensor(0.0))
         watch.add(slice(2, 4), torch.tensor([2, 0]), log_prob, log_prob.sum())
-        watch.spread(gradient)
+        watch.poison(gradient)
         watch.end_step(norm, ["w"])
-    assert watch.finding() == Finding(1, 0, "the log-probability of step 0 for prompt 'owl'")
+    assert watch.first() == NonFinite(1, 0, "the log-probability of step 0 for prompt 'owl'")
     assert gradient.isnan().sum() == 1, "the other processes see it too"
 
 
@@ -125,7 +127,7 @@ def test_trajectories_that_are_not_finite(name: str) -> None:
         policy, policy.backbone.denoiser(T, 1.0), PromptEmbeddings(policy.backbone), [Prompt(p) for p in PROMPTS],
         range(GROUPS), seed=0, epoch=1, branches=2, micro_batch=GROUPS,
     )  # fmt: skip
-    assert not_finite(part) is None
+    check_trajectories(part)
     getattr(part, name)[1, 1, 2] = float("nan")
-    said = not_finite(part)
-    assert said is not None and "step 2 of branch 1 for prompt 'dog'" in said
+    with pytest.raises(NotFiniteError, match="step 2 of branch 1 for prompt 'dog'"):
+        check_trajectories(part)

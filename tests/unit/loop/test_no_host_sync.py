@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from helpers.plane_model import Plane, optimize
+from helpers.updates import run_update, update_settings
 
 import sdpo
 from sdpo.loop import rollout as sampler
 from sdpo.loop.policy import Policy, PromptEmbeddings
-from sdpo.loop.policy_update import Updater, UpdateSettings
+from sdpo.loop.policy_update import PolicyUpdate
 from sdpo.method.algorithms import ALGORITHMS
 from sdpo.method.types import Trajectories
 from sdpo.prompts import Prompt
@@ -26,15 +27,16 @@ WAITING = ["item", "cpu", "tolist", "numpy", "__bool__", "__int__", "__float__",
 IN_THE_LOOPS: dict[str, set[str] | None] = {
     "loop/rollout.py": {"_walk"},
     "loop/policy.py": {"transition", "take", "to_device", "autocast"},
-    "loop/policy_update.py": {"_accumulate", "_step_gradients", "_trajectory_gradients", "_step_batch", "log_prob",
-                              "network_rows"},
+    "loop/policy_update.py": {"_accumulate", "_step_gradients", "_trajectory_gradients"},
+    "loop/step_batch.py": None,
+    "loop/shared_step.py": {"network_rows"},
     "loop/optimizer.py": {"backward", "step", "_advance", "_reduce", "_average_gradients", "_average"},
     "method/gaussian.py": None,
     "method/credit.py": {"temporal_weights"},
     "method/denoisers/ddim.py": {"transition"},
     "method/denoisers/flow.py": {"transition"},
     "method/denoisers/consistency.py": {"transition"},
-    "loop/divergence.py": {"add", "spread", "end_step"},
+    "loop/divergence.py": {"add", "poison", "mark", "end_step"},
     "method/algorithms/sdpo.py": None,
     "method/algorithms/ddpo.py": None,
     "method/algorithms/grpo.py": None,
@@ -71,7 +73,7 @@ def forbidden() -> Iterator[None]:
 def test_the_loops_run_without_a_tensor_being_read(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = Policy(Plane())
     denoiser, embeddings = policy.backbone.denoiser(3, 1.0), PromptEmbeddings(policy.backbone)
-    walk, accumulate = sampler._walk, Updater._accumulate
+    walk, accumulate = sampler._walk, PolicyUpdate._accumulate
 
     def watched_walk(*arguments: Any) -> Iterator[Any]:
         steps = walk(*arguments)
@@ -85,14 +87,13 @@ def test_the_loops_run_without_a_tensor_being_read(algorithm: str, monkeypatch: 
             return accumulate(*arguments)
 
     monkeypatch.setattr(sampler, "_walk", watched_walk)
-    monkeypatch.setattr(Updater, "_accumulate", watched_accumulate)
+    monkeypatch.setattr(PolicyUpdate, "_accumulate", watched_accumulate)
     parts = sampler.rollout(policy, denoiser, embeddings, [Prompt("x")] * 4, range(4), seed=0, epoch=1, branches=2,
                             micro_batch=2)  # fmt: skip
     trajectories = Trajectories.collect(parts, 4)
     learner = ALGORITHMS[algorithm](branches=2)
-    settings = UpdateSettings(batch_size=4, micro_batch=2, kl_weight=0.1, unit=learner.unit)
-    updater = Updater(policy, learner, settings, optimize(policy, torch.optim.AdamW))
-    advantages = torch.randn(trajectories.log_prob.shape)
-    updater.run(trajectories, advantages, denoiser, embeddings, 1)
+    settings = update_settings(batch_size=4, kl_weight=0.1, whole_trajectories=learner.takes_trajectories)
+    update = PolicyUpdate(policy, learner, settings, optimize(policy, torch.optim.AdamW))
+    run_update(update, trajectories, torch.randn(trajectories.log_prob.shape), micro_batch=2)
     with pytest.raises(AssertionError, match="read by the host"), forbidden():
         torch.ones(1).item()

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 from helpers.plane_model import Plane, optimize
+from helpers.updates import run_update, update_settings
 from torch import Tensor
 
 from sdpo.loop.policy import Policy, PromptEmbeddings
-from sdpo.loop.policy_update import Updater, UpdateSettings, network_rows
+from sdpo.loop.policy_update import PolicyUpdate
 from sdpo.loop.rollout import rollout
+from sdpo.loop.shared_step import network_rows
+from sdpo.loop.visits import Visits
 from sdpo.method import gaussian
 from sdpo.method.algorithms import D3PO, PRDP, REBEL, SDPO, Algorithm
 from sdpo.method.algorithms.base import Credit, RewardPlan
@@ -54,18 +57,16 @@ def make(
     ema: float | None = None,
     max_grad_norm: float = 1e9,
     **settings: Any,
-) -> Updater:
+) -> PolicyUpdate:
     policy = Policy(Plane())
-    given = UpdateSettings(**{"batch_size": 3, "micro_batch": 3, **settings})
+    given = update_settings(**{"batch_size": 3, **settings})
     optimization = optimize(policy, torch.optim.SGD, lr=lr, max_grad_norm=max_grad_norm, ema_decay=ema)
-    return Updater(policy, algorithm or Recording([]), given, optimization)
+    return PolicyUpdate(policy, algorithm or Recording([]), given, optimization)
 
 
-def run(updater: Updater, epoch: int = 1, advantage: float = 0.0) -> dict[str, Tensor]:
+def run(updater: PolicyUpdate, epoch: int = 1, advantage: float = 0.0) -> dict[str, Tensor]:
     trajectories = sampled(updater.policy)
-    advantages = torch.full(trajectories.log_prob.shape, advantage)
-    denoiser = updater.policy.backbone.denoiser(T, 1.0)
-    return updater.run(trajectories, advantages, denoiser, PromptEmbeddings(updater.policy.backbone), epoch)
+    return run_update(updater, trajectories, torch.full(trajectories.log_prob.shape, advantage), epoch)
 
 
 def orders(epoch: int = 1, **settings: Any) -> list[list[int]]:
@@ -87,7 +88,7 @@ def test_every_sample_visits_every_step_once_in_an_order_of_its_own() -> None:
     assert all(sorted(order) == list(range(T)) for order in [*first, *second])
     assert len({tuple(order) for order in first}) > 1, "all samples share one order"
     assert first != second, "the order does not change from epoch to epoch"
-    assert orders(step_shuffle=False) == [list(range(T))] * 6
+    assert orders(shuffle=False) == [list(range(T))] * 6
 
 
 def test_a_fraction_of_the_steps_and_several_passes() -> None:
@@ -112,21 +113,23 @@ def test_optimizer_steps_are_counted_right() -> None:
     ):
         updater = make(**settings)
         run(updater)
-        assert updater.optimization.lr_schedule.last_epoch == updater.settings.optimizer_steps(6, T), settings
+        assert updater.optimization.lr_schedule.last_epoch == updater.settings.visits.optimizer_steps(
+            6 // updater.settings.batch_size, T
+        ), settings
 
 
 def test_a_fraction_of_steps_is_counted_in_whole_numbers() -> None:
     for fraction, steps, expected in ((0.28, 25, 7), (0.28, 50, 14), (0.5, 3, 2), (0.01, 4, 1), (1.0, 50, 50)):
-        found = UpdateSettings(batch_size=1, micro_batch=1, timestep_fraction=fraction).visited_steps(steps)
+        found = Visits(timestep_fraction=fraction).visited(steps)
         assert found == expected, (fraction, steps)
 
 
-def shift(updater: Updater) -> Tensor:
+def shift(updater: PolicyUpdate) -> Tensor:
     return updater.optimization.parameters[0].detach().clone()
 
 
 def test_the_gradient_norm_is_clipped_and_reported_before_clipping() -> None:
-    updater = make(lr=1.0, max_grad_norm=1e-3, batch_size=6, micro_batch=6, timestep_fraction=0.25)
+    updater = make(lr=1.0, max_grad_norm=1e-3, batch_size=6, timestep_fraction=0.25)
     norm = run(updater)["grad_norm"]
     assert norm > 1e-2
     assert shift(updater).norm() == pytest.approx(1e-3, rel=1e-3)
@@ -146,7 +149,7 @@ def test_the_kl_term_pulls_the_policy_to_the_base_model() -> None:
     assert run(updater)["kl_to_base"] == 0, "the base model differs from itself"
 
 
-def with_scaler(updater: Updater, scale: float) -> Updater:
+def with_scaler(updater: PolicyUpdate, scale: float) -> PolicyUpdate:
     updater.optimization.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     return updater
 
@@ -159,7 +162,7 @@ def test_an_overflow_of_scaled_gradients_skips_the_step_and_nothing_else() -> No
 
     overflowing = with_scaler(make(lr=1e-3, ema=0.9), 2.0**127)
     metrics = run(overflowing)
-    skipped, steps = int(metrics["skipped_steps"]), overflowing.settings.optimizer_steps(6, T)
+    skipped, steps = int(metrics["skipped_steps"]), overflowing.settings.visits.optimizer_steps(2, T)
     assert 0 < skipped < steps
     assert overflowing.optimization.lr_schedule.last_epoch == steps - skipped
     ema = overflowing.optimization.ema
@@ -174,7 +177,11 @@ def test_an_epoch_whose_every_step_overflows_is_no_divergence() -> None:
     metrics = run(overflowing)
     assert metrics["skipped_steps"] == 1 and metrics["grad_norm"] == 0
     assert all(value.isfinite() for value in metrics.values()), metrics
-    assert torch.equal(shift(overflowing), before) and overflowing.watch.finding() is None
+    assert torch.equal(shift(overflowing), before)
+    trajectories = sampled(overflowing.policy)
+    denoiser, embeddings = overflowing.policy.backbone.denoiser(T, 1.0), PromptEmbeddings(overflowing.policy.backbone)
+    again = overflowing.run(trajectories, torch.zeros(trajectories.log_prob.shape), denoiser, embeddings, 2, 6)
+    assert again.metrics["skipped_steps"] == 1 and again.watch.first() is None
 
 
 def test_an_overflow_in_another_process_skips_the_step_here_too() -> None:
@@ -214,7 +221,7 @@ def test_branches_can_share_the_network_evaluation_of_the_first_step() -> None:
         assert policy.evaluations == 6 * 3 * T - (6 * 2 if share else 0)
         trajectories = Trajectories.collect(parts, 6)
         advantages = torch.randn(trajectories.log_prob.shape, generator=torch.Generator().manual_seed(0))
-        metrics = updater.run(trajectories, advantages, denoiser, embeddings, epoch=1)
+        metrics = run_update(updater, trajectories, advantages)
         assert metrics["on_policy_log_ratio"] < 1e-5
         found[share] = (trajectories, shift(updater), metrics["loss"], policy.evaluations)
     plain, shared = found[False], found[True]
@@ -292,14 +299,15 @@ def test_the_gradient_of_whole_trajectories_is_exact_at_the_memory_of_one_step(
     trajectories = Trajectories(["x"] * groups, [{}] * groups, torch.arange(groups), states, old,
                                 torch.ones(T, dtype=torch.bool))  # fmt: skip
     optimization = optimize({"weight": policy.weight}, torch.optim.SGD, lr=1.0, max_grad_norm=1e9)
-    settings = UpdateSettings(batch_size=groups, micro_batch=micro_batch, last_step=last_step, unit="trajectory")
+    settings = update_settings(batch_size=groups, last_step=last_step, whole_trajectories=True)
     before, policy.calls = policy.weight.detach().clone(), []
-    updater = Updater(policy, algorithm, settings, optimization)  # type: ignore[arg-type]
-    metrics = updater.run(trajectories, advantages, None, NoPrompts(), epoch=1)  # type: ignore[arg-type]
+    updater = PolicyUpdate(policy, algorithm, settings, optimization)  # type: ignore[arg-type]
+    nothing: Any = NoPrompts()
+    metrics = updater.run(trajectories, advantages, None, nothing, 1, micro_batch).metrics  # type: ignore[arg-type]
     assert torch.allclose(before - policy.weight.detach(), expected, rtol=1e-12, atol=1e-14)
     assert metrics["loss"].item() == pytest.approx(loss.item(), rel=1e-12)
     assert max(policy.calls) == micro_batch * branches, "no call sees more than one step of a micro-batch"
-    assert optimization.lr_schedule.last_epoch == settings.optimizer_steps(groups, T) == 1
+    assert optimization.lr_schedule.last_epoch == settings.visits.optimizer_steps(1, T) == 1
 
 
 def test_preferences_are_relative_to_the_base_model() -> None:
@@ -310,6 +318,5 @@ def test_preferences_are_relative_to_the_base_model() -> None:
         updater.optimization.parameters[0].fill_(0.5)
     trajectories = sampled(updater.policy)
     advantages = torch.arange(12.0).reshape(6, 2, 1).expand(6, 2, T)
-    denoiser, embeddings = updater.policy.backbone.denoiser(T, 1.0), PromptEmbeddings(updater.policy.backbone)
-    metrics = updater.run(trajectories, advantages, denoiser, embeddings, 1)
+    metrics = run_update(updater, trajectories, advantages)
     assert metrics["on_policy_log_ratio"] == 0 and metrics["log_ratio_difference"] > 0

@@ -42,7 +42,7 @@ def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "ema.safetensors", "state.pt", "info.json", "checksums.json"])
 @pytest.mark.parametrize("how", ["cut", "flipped", "missing", "emptied"])
-def test_a_damaged_one_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, how: str) -> None:
+def test_a_damaged_one_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, how: str) -> None:
     store = CheckpointStore(tmp_path / "c")
     for epoch in (1, 2):
         store.save(checkpoint(epoch))
@@ -52,11 +52,12 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixt
     again = CheckpointStore(tmp_path / "c")
     found = again.newest()
     assert found is not None and found.epoch == 1
-    said = capsys.readouterr().err
-    assert f"{tmp_path}/c/2 is damaged" in said and "Going on from the one of epoch 1" in said
+    said = caplog.text
+    caplog.clear()
+    assert f"{tmp_path}/c/2 is damaged" in said and "Resuming from the checkpoint of epoch 1" in said
     # The run makes the epoch again, in the place of the damaged one.
     again.save(checkpoint(2))
-    assert capsys.readouterr().err == "" and again.load(2).epoch == 2
+    assert not caplog.records and again.load(2).epoch == 2
     for epoch in (1, 2):
         damage(tmp_path / "c" / str(epoch) / name, how)
     with pytest.raises(UserError, match="none of the checkpoints .* can be read:\n(.*\n)*Delete that folder"):

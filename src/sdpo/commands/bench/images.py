@@ -18,19 +18,23 @@ class EpochImages:
     Args:
         trainer: the run.
         queries: the number N of images.
+
+    Attributes:
+        latents: the latents, [N, C, H, W].
+        prompts: the N prompts.
     """
 
     def __init__(self, trainer: Trainer, queries: int) -> None:
         self._parts = trainer.parts
-        self._latents, self._prompts = _draw(trainer, queries)
+        self.latents, self.prompts = _draw(trainer, queries)
 
     def times(self) -> tuple[float, float]:
         """Decode all images, and score them; returns the seconds of the decoder and of the rewards."""
         parts, size = self._parts, self._parts.config.scoring.batch_size
-        device, chunks = parts.backbone.device, self._latents.split(parts.decode_batch)
+        device, chunks = parts.backbone.device, self.latents.split(parts.decode_batch)
         decoded: list[Tensor] = []
         decoding = seconds(device, lambda: decoded.extend(parts.backbone.decode(chunk) for chunk in chunks))
-        owners = [self._prompts[start : start + size] for start in range(0, len(self._prompts), size)]
+        owners = [self.prompts[start : start + size] for start in range(0, len(self.prompts), size)]
         calls = [
             (images, [p.text for p in prompts], [p.metadata for p in prompts])
             for images, prompts in zip(torch.cat(decoded).split(size), owners, strict=True)

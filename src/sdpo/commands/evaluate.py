@@ -114,7 +114,7 @@ def _rewards_of_run(config: Config) -> list[str]:
     for name in config.rewards:
         if name not in REWARDS and not is_dotted(name):
             raise UserError(
-                f"this run's reward {name!r} was a Python object: name a reward with --reward; `sdpo rewards` lists them"
+                f"this run's reward {name!r} was a Python object: name one with --reward; `sdpo rewards` lists them"
             )
     return [*config.rewards, *config.evaluate.observers]
 

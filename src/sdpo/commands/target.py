@@ -44,7 +44,7 @@ def open_target(target: str) -> Target:
     if not run.is_run:
         return Target(Config.load(None, model={"path": target}), None)
     check_format(run)
-    config = Config.load(run.config)
+    config = Config.of_run(run.config)
     result = read_result(run, config)
     if result is None:
         raise UserError(f"{run.path} has no finished weights yet: rerun its train command to finish the run")

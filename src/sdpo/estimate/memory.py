@@ -1,4 +1,4 @@
-"""The memory that a process of a run holds all the time, the size of a checkpoint, and the settings that save memory."""
+"""The memory that a run holds all the time, the size of a checkpoint, and the settings that save memory."""
 
 from __future__ import annotations
 

@@ -69,9 +69,9 @@ def _read(directory: Path, config: Config) -> ModelSize:
         network = _shapes(directory / family.component)
         vae = _read_config(directory / "vae")
         settings = _read_config(directory / family.component)
+        blocks: list[int] = vae.get("block_out_channels") or vae["decoder_block_out_channels"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model.path: {directory} cannot be read: {error!r}") from error
-    blocks = vae.get("block_out_channels") or vae.get("decoder_block_out_channels")
     scale, parameters = 2 ** (len(blocks) - 1), _count(network)
     growth = math.sqrt(parameters / similar.network)
     return ModelSize(

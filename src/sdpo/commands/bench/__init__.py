@@ -12,7 +12,6 @@ import torch
 
 from sdpo.commands.bench.bare import BareWork
 from sdpo.commands.bench.epoch import PHASES, profile_epoch, run_epoch, time_epoch
-from sdpo.commands.bench.network import Pass
 from sdpo.commands.bench.peak_memory import peak, reset_peak
 from sdpo.commands.bench.stopwatch import seconds
 from sdpo.config import Config
@@ -97,7 +96,7 @@ def _measure(trainer: Trainer, repetitions: int, profile: Path | None, bare: boo
     device, branches = parts.backbone.device, parts.algorithm.branches
     work = run_epoch(trainer)  # warms up
     micro = trainer.session.micro_batches
-    own: dict[Pass, int] = {"forward": micro.sample * branches, "backward": micro.update * branches}
+    own = {"forward": micro.sample * branches, "backward": micro.update * branches}
     bare_work = BareWork(trainer, work, own) if bare else None
     rows = [_repeat(trainer, bare_work) for _ in range(repetitions)]
     encode = _encoding(trainer)

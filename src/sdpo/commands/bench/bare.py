@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from sdpo.commands.bench.epoch import EpochWork
 from sdpo.commands.bench.images import EpochImages
-from sdpo.commands.bench.network import BareNetwork, Pass
+from sdpo.commands.bench.network import BareNetwork
 from sdpo.trainer import Trainer
 
 
@@ -16,15 +16,15 @@ class BareWork:
     Args:
         trainer: the run.
         work: the work of one of its epochs.
-        own: samples in a network call of the run, by pass.
+        own: samples in a network call of the run, by pass: `forward` and `backward`.
 
     Attributes:
         best: samples in a network call at which the network is fastest, by pass.
     """
 
-    def __init__(self, trainer: Trainer, work: EpochWork, own: Mapping[Pass, int]) -> None:
+    def __init__(self, trainer: Trainer, work: EpochWork, own: Mapping[str, int]) -> None:
         self._own = own
-        self._count: dict[Pass, int] = {"forward": work.forward, "backward": work.backward}
+        self._count = {"forward": work.forward, "backward": work.backward}
         self._precision = trainer.parts.precision
         with self._precision():
             self._network = BareNetwork(trainer.parts)

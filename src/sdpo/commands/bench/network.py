@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sdpo.assembly import Parts
 from sdpo.commands.bench.stopwatch import seconds
-
-Pass = Literal["forward", "backward"]
-"""A forward pass without gradient, or a forward and a backward pass."""
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # samples in a network call, among which the best is searched
 
@@ -30,8 +26,14 @@ class BareNetwork:
         self._prompt = parts.prompts[0].text
         self._embeddings = parts.embeddings
 
-    def seconds_per_sample(self, kind: Pass, size: int, count: int) -> float:
-        """Time calls of `size` samples, about `count` samples in all; returns the seconds of one sample."""
+    def seconds_per_sample(self, kind: str, size: int, count: int) -> float:
+        """Time calls of `size` samples each; returns the seconds of one sample.
+
+        Args:
+            kind: `forward` for a forward pass without gradient, `backward` for a forward and a backward pass.
+            size: samples in a call.
+            count: about this number of samples are used in all.
+        """
         call = {"forward": self._forward, "backward": self._backward}[kind](size)
         calls = max(1, round(count / size))
 
@@ -41,11 +43,11 @@ class BareNetwork:
 
         return seconds(self._backbone.device, all_calls) / (calls * size)
 
-    def best_size(self, kind: Pass, own: int, limit: int) -> int:
+    def best_size(self, kind: str, own: int, limit: int) -> int:
         """Find the batch size with the least time a sample, as far as memory suffices.
 
         Args:
-            kind: the pass.
+            kind: `forward` or `backward`, as in `seconds_per_sample`.
             own: the run's batch size, which is tried too.
             limit: the largest batch size.
         """

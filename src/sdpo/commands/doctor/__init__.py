@@ -1,4 +1,4 @@
-"""`sdpo doctor`: finds in seconds what would spoil a run, before it is started. It writes nothing and trains nothing."""
+"""`sdpo doctor`: finds in seconds what would spoil a run, before it starts. It writes nothing and trains nothing."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def export(
         UserError: if the run has no such weights, the folder holds other files, or the upload fails.
     """
     report, run = read_run(run_dir), RunDirectory(run_dir)
-    config = Config.load(run.config)
+    config = Config.of_run(run.config)
     if to == "comfyui" and config.lora is None:
         raise UserError("--to comfyui writes a LoRA, and this run trained all weights: use --to merged")
     if repo is not None:

@@ -13,6 +13,7 @@ import torch
 from sdpo.assembly.model import DTYPES, load_model, load_tuned, make_trainable
 from sdpo.backbones import PipelineBackbone
 from sdpo.config import Config
+from sdpo.config.sections import NO_IMPORTS
 from sdpo.errors import UserError
 from sdpo.run.checkpoint import Checkpoint, CheckpointStore
 from sdpo.run.directory import RunDirectory
@@ -143,7 +144,9 @@ def write_weights(
 
 def _load_checkpointed(config: Config, checkpoint: Checkpoint, averaged: bool) -> PipelineBackbone:
     """Load the base model with the trained weights of a checkpoint, without quantisation."""
-    whole = Config.parse(config.model_dump(mode="json") | {"model": config.model.model_dump() | {"quantize": None}})
+    data = config.model_dump(mode="json")
+    data["model"]["quantize"] = None
+    whole = Config.parse(data, NO_IMPORTS)
     backbone = load_model(whole, _CPU)
     make_trainable(backbone, whole)
     values = checkpoint.ema if averaged else checkpoint.weights

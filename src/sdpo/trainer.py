@@ -19,7 +19,6 @@ from sdpo.loop.clock import Clock
 from sdpo.loop.collect import normalize, sample_and_score
 from sdpo.loop.epoch_row import Counters, epoch_row
 from sdpo.loop.policy_update import UpdateResult
-from sdpo.loop.rollout import rollout
 from sdpo.loop.scoring import Scores
 from sdpo.method.types import Trajectories
 from sdpo.rewards.base import Reward
@@ -114,21 +113,9 @@ class Trainer:
 
     def collect(self, epoch: int) -> tuple[Trajectories, Scores]:
         """Sample and score this process's groups."""
-        parts, config, session = self.parts, self.config, self.session
+        parts = self.parts
         prompts, indices = parts.batches.deal(epoch)
-        sampled = rollout(
-            parts.policy,
-            parts.denoiser,
-            parts.embeddings,
-            prompts,
-            indices,
-            seed=config.seed,
-            epoch=epoch,
-            branches=parts.algorithm.branches,
-            micro_batch=session.micro_batches.sample,
-            shared_noise=config.sample.shared_noise,
-            share_first_step=parts.share_first_step,
-        )
+        sampled = parts.rollout(prompts, indices, epoch, self.session.micro_batches.sample)
         with parts.clock("sample"), parts.mix.resident():
             return sample_and_score(sampled, parts.scorer(), parts.batches.groups)
 

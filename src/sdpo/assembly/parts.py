@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -22,10 +22,12 @@ from sdpo.loop.optimizer import Optimization
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.loop.policy_update import PolicyUpdate
 from sdpo.loop.reward_mix import RewardMix
+from sdpo.loop.rollout import rollout
 from sdpo.loop.scoring import Scorer
 from sdpo.method.advantages import Normalizer
 from sdpo.method.algorithms import Algorithm
 from sdpo.method.denoisers import Denoiser
+from sdpo.method.types import Trajectories
 from sdpo.prompts import Prompt
 
 
@@ -92,6 +94,31 @@ class Parts(ModelParts):
     callbacks: Callbacks
     clock: Clock
     precision: Callable[[], AbstractContextManager[Any]]
+
+    def rollout(
+        self, prompts: Sequence[Prompt], indices: Sequence[int], epoch: int, micro_batch: int
+    ) -> Iterator[Trajectories]:
+        """Sample the groups of an epoch, a micro-batch at a time.
+
+        Args:
+            prompts: the prompts of B groups.
+            indices: the global sample indices of the B groups.
+            epoch: the epoch, from 1.
+            micro_batch: groups a network call.
+        """
+        return rollout(
+            self.policy,
+            self.denoiser,
+            self.embeddings,
+            prompts,
+            indices,
+            seed=self.config.seed,
+            epoch=epoch,
+            branches=self.algorithm.branches,
+            micro_batch=micro_batch,
+            shared_noise=self.config.sample.shared_noise,
+            share_first_step=self.share_first_step,
+        )
 
     def scorer(self) -> Scorer:
         """A scorer of one epoch's trajectories."""

@@ -1,1 +1,1 @@
-"""What a run will cost, known before the model is loaded."""
+"""The cost and the memory of a run, estimated before a model is loaded."""

@@ -1,23 +1,30 @@
-"""What a configuration names, looked up without loading the model: rewards, prompts, stopping rules, a local model."""
+"""Checks that need no loaded model: the rewards, prompts, stopping rules and model that a configuration names."""
 
 from __future__ import annotations
 
 from sdpo.assembly.checks import check_density, check_names
 from sdpo.config import Config
-from sdpo.estimate.model_sizes import peek
+from sdpo.estimate.model_sizes import model_facts
 from sdpo.prompts import load_prompts
 
 
 def ends_random(config: Config) -> bool:
-    """Whether the last step of the schedule is stochastic, as far as the model's small files tell."""
-    return peek(config.model.path).ends_random(config.model.scheduler)
+    """Whether the last step of the schedule is stochastic, as far as the model's small files tell.
+
+    Raises:
+        UserError: if a file of a local model is damaged.
+    """
+    return model_facts(config.model.path).ends_random(config.model.scheduler)
 
 
 def check_references(config: Config) -> None:
-    """Refuse a configuration that names what does not exist.
+    """Reject a configuration that names a reward, prompts, a metric or a model that does not exist.
+
+    Args:
+        config: the configuration of a run.
 
     Raises:
-        UserError: naming what is missing, or saying that the model's only step has nothing to learn from.
+        UserError: naming what is missing, or saying that the only step of the schedule is deterministic.
     """
     check_names(config)
     for source in (config.prompts.train, config.prompts.unseen):

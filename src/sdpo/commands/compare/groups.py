@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.commands.compare.allowed_differences import MAY_DIFFER_IN_A_GROUP
+from sdpo.config.differences import differences
 from sdpo.config.plain_yaml import dump_line
 from sdpo.errors import UserError
 from sdpo.evaluation.record import Evaluation

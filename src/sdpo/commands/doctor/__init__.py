@@ -1,113 +1,123 @@
-"""`sdpo doctor`: what would ruin a run, found in seconds, before it is started. Writes nothing and trains nothing."""
+"""`sdpo doctor`: finds in seconds what would spoil a run, before it starts. It writes nothing and trains nothing."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from sdpo.assembly import build
-from sdpo.commands.doctor import gradient, machine, model, reward
+from sdpo.assembly import Parts, build
+from sdpo.assembly.model import matrix_precision
+from sdpo.assembly.rewards import load_rewards
+from sdpo.commands.doctor.batches import check_batches
 from sdpo.commands.doctor.finding import Finding
-from sdpo.commands.doctor.model import Patient
-from sdpo.config.schema import Config
+from sdpo.commands.doctor.gradient import check_gradient
+from sdpo.commands.doctor.hub import check_hub, to_fetch
+from sdpo.commands.doctor.probe import GROUPS, Probe, Samples
+from sdpo.commands.doctor.resources import check_disk, check_memory
+from sdpo.commands.doctor.reward import check_reward
+from sdpo.commands.doctor.sampling import check_determinism, check_images, check_log_prob, check_log_ratio
+from sdpo.commands.doctor.weights import check_precision, trained_parameters
+from sdpo.config import Config
 from sdpo.distributed.processes import Processes
 from sdpo.errors import UserError
-from sdpo.estimate.memory import estimate_memory
-from sdpo.loop.micro_batch import default_samples
+from sdpo.estimate.preflight import check_references
 from sdpo.prompts import Prompt, load_prompts
 
 __all__ = ["Finding", "examine"]
 
-_OF_SAMPLES = {
-    "log-prob": model.log_probabilities,
-    "log-ratio": model.log_ratio,
-    "determinism": model.determinism,
-    "gradient": gradient.gradients,
+_SAMPLE_CHECKS: dict[str, Callable[[Probe], Iterable[Finding]]] = {
+    "log-prob": check_log_prob,
+    "log-ratio": check_log_ratio,
+    "determinism": check_determinism,
+    "gradient": check_gradient,
 }
 
 
 def examine(config: Config) -> Iterator[Finding]:
-    """Every finding, as soon as it is there.
+    """Make all checks; yields each finding as soon as it is known.
 
     Args:
-        config: with an `output_dir`.
+        config: the configuration of a run, with an `output_dir`.
 
     Raises:
         UserError: if the configuration names what does not exist.
     """
-    build.check_references(config)
-    device, prompts = Processes(config.device).device, load_prompts(config.prompts.train)
-    yield from machine.batches(config, prompts)
-    missing = machine.absent(config, [*config.rewards, *config.evaluate.observers])
-    yield from machine.hub(missing)
-    patients: list[Patient] = []
-    if "model" not in missing:
-        yield from _tried("model", lambda: _admit(config, prompts, device, patients))
-    trained = sum(p.numel() for patient in patients for p in patient.backbone.trainable_parameters().values())
-    yield from _tried("disk", lambda: machine.disk(config, trained or None))
-    samples: list[tuple[Patient, Tensor]] = []
-    for patient in patients:
-        yield from _tried("sampling", lambda p=patient: _sample(p, samples))  # type: ignore[misc]
-    yield from _rewards(config, device, missing, samples)
+    check_references(config)
+    processes, prompts = Processes(config.device), load_prompts(config.prompts.train)
+    yield from check_batches(config, prompts)
+    missing = to_fetch(config, [*config.rewards, *config.evaluate.observers])
+    yield from check_hub(missing)
+    parts = None if "model" in missing else (yield from _check_model(config, processes, prompts))
+    yield from _findings(config, "disk", partial(check_disk, config, trained_parameters(parts) if parts else None))
+    samples = (yield from _check_samples(config, parts)) if parts else None
+    yield from _check_rewards(config, processes.device, missing, samples)
 
 
-def _admit(config: Config, prompts: list[Prompt], device: torch.device, patients: list[Patient]) -> Iterator[Finding]:
-    """Load the model, and see what it takes."""
-    patient = Patient.admit(config, prompts, device)
-    patients.append(patient)
-    yield from model.precision(patient)
-    elements, branches = math.prod(patient.backbone.latent_shape), config.build_algorithm().branches
-    setting = config.sample.micro_batch
-    estimate = estimate_memory(
-        config,
-        weight_bytes=model.weight_bytes(patient.backbone),
-        trained=sum(p.numel() for p in patient.backbone.trainable_parameters().values()),
-        latent_elements=elements,
-        micro_batch=max(1, default_samples(elements, device) // branches) if setting == "auto" else setting,
-    )
-    yield from machine.memory(estimate, device)
+def _check_model(
+    config: Config, processes: Processes, prompts: Sequence[Prompt]
+) -> Generator[Finding, None, Parts | None]:
+    """Build the parts of the run, for as many prompts as the checks need; returns None where that fails."""
+    chosen = [prompts[i % len(prompts)] for i in range(GROUPS)]
+    try:
+        parts = build(config, processes, prompts=chosen, with_rewards=False)
+    except Exception as error:  # the model's files, its libraries and the device have errors of many classes
+        yield _failure("model", error)
+        return None
+    yield from _findings(config, "precision", partial(check_precision, parts))
+    yield from _findings(config, "memory", partial(check_memory, parts))
+    return parts
 
 
-def _sample(patient: Patient, samples: list[tuple[Patient, Tensor]]) -> Iterator[Finding]:
-    """Draw a few trajectories and look at them from all sides."""
-    parts = patient.sample()
-    for name, look in _OF_SAMPLES.items():
-        yield from _tried(name, partial(look, patient, parts))
-    images, finding = model.images(patient, parts)
+def _check_samples(config: Config, parts: Parts) -> Generator[Finding, None, Samples | None]:
+    """Sample a few groups and check them; returns their images, or None where these cannot be used."""
+    try:
+        with matrix_precision(config.model.tf32):
+            probe = Probe.draw(parts)
+    except Exception as error:  # the model and the device have errors of many classes
+        yield _failure("sampling", error)
+        return None
+    for name, check in _SAMPLE_CHECKS.items():
+        yield from _findings(config, name, partial(check, probe))
+    try:
+        samples = probe.decode()
+    except Exception as error:  # the decoder has errors of many classes
+        yield _failure("images", error)
+        return None
+    finding = check_images(samples.images)
     yield finding
-    if images is not None:
-        samples.append((patient, images))
+    return None if finding.status == "FAIL" else samples
 
 
-def _rewards(
-    config: Config, device: torch.device, missing: dict[str, str], samples: list[tuple[Patient, Tensor]]
+def _check_rewards(
+    config: Config, device: torch.device, missing: Mapping[str, str], samples: Samples | None
 ) -> Iterator[Finding]:
+    """Check each reward that the run is trained on or observed by, and that need not be fetched."""
+
+    def check(name: str) -> Iterable[Finding]:
+        reward = load_rewards(config, [name], device)[name]
+        if samples is None:
+            return [Finding(f"reward {name}", "WARN", "loads, but there are no samples to try it on: see above")]
+        return check_reward(reward, samples, trained=name in config.rewards)
+
     for name in dict.fromkeys([*config.rewards, *config.evaluate.observers]):
         if name not in missing:
-            yield from _tried(f"reward {name}", partial(_reward, config, name, device, samples))
+            yield from _findings(config, f"reward {name}", partial(check, name))
 
 
-def _reward(
-    config: Config, name: str, device: torch.device, samples: list[tuple[Patient, Tensor]]
-) -> Iterator[Finding]:
-    placed = build.load_rewards(config, [name], device)[name]
-    if not samples:
-        yield Finding(f"reward {name}", "WARN", "loads, but there are no samples to try it on: see above")
-    for patient, images in samples:
-        branches = len(images) // len(patient.prompts)
-        owners = [prompt for prompt in patient.prompts for _ in range(branches)]
-        prompts, metadata = [p.text for p in owners], [p.metadata for p in owners]
-        yield from reward.sanity(placed, images, prompts, metadata, trained=name in config.rewards)
-
-
-def _tried(check: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """The findings of a check; whatever it breaks at is one too."""
+def _findings(config: Config, name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """Make a check in the precision of the run; an error is a finding too."""
+    found: list[Finding] = []
     try:
-        yield from look()
-    except Exception as error:  # of the model, the reward or the device: each has its own
-        reason = str(error).strip() or "no reason given"
-        yield Finding(check, "FAIL", reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason}")
+        with matrix_precision(config.model.tf32):
+            found.extend(check())
+    except Exception as error:  # the model, the reward and the device have errors of many classes
+        found.append(_failure(name, error))
+    return found
+
+
+def _failure(name: str, error: Exception) -> Finding:
+    """The finding that a check ended with an error."""
+    reason = str(error).strip() or "no reason given"
+    return Finding(name, "FAIL", reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason}")

@@ -1,4 +1,4 @@
-"""A line of `sdpo doctor`."""
+"""A finding: a line of `sdpo doctor`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 Status = Literal["ok", "WARN", "FAIL"]
+"""`FAIL` will spoil a run, `WARN` may spoil it."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """The outcome of a check.
 
     Attributes:
-        check: its name.
-        status: `FAIL` would ruin a run, `WARN` may.
-        text: the finding, and what to do unless it is `ok`.
+        check: name of the check.
+        status: how bad the finding is.
+        text: the finding and, unless it is `ok`, what to do.
     """
 
     check: str

@@ -1,69 +1,99 @@
-"""Checks of a reward: that it says the same of the same image, and something about images at all."""
+"""The check of a reward: that it scores equal images equally, and tells different ones apart."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sdpo.commands.doctor.finding import Finding, Status
-from sdpo.rewards import PlacedReward
+from sdpo.commands.doctor.probe import Samples
+from sdpo.rewards.base import PlacedReward
 
-_NOISE = 0.01  # of the samples' spread, that scores of one image may differ by
+_NOISE = 0.01  # scores of one image may differ by this share of the range of the samples' scores
 
 
-def sanity(
-    reward: PlacedReward, images: Tensor, prompts: list[str], metadata: list[Any], trained: bool
-) -> list[Finding]:
-    """What is wrong with a reward on a few samples; one `ok` where nothing is.
+@dataclass(frozen=True)
+class _Scores:
+    """The scores of N samples, and how far repeated scores differ.
+
+    Attributes:
+        samples: the scores of the samples, float64 [N].
+        blank: the score of a grey image.
+        repeated: the largest difference between two scores of one image.
+        alone: the largest difference between the scores of an image alone and in a batch.
+    """
+
+    samples: Tensor
+    blank: float
+    repeated: float
+    alone: float
+
+    @property
+    def range(self) -> float:
+        """The difference between the best and the worst sample."""
+        return (self.samples.max() - self.samples.min()).item()
+
+
+def check_reward(reward: PlacedReward, samples: Samples, trained: bool) -> list[Finding]:
+    """Check a reward on a few samples; returns one `ok` where nothing is wrong.
 
     Args:
-        reward: finite scores of the right number are its own duty.
-        images: samples [N, 3, H, W].
-        prompts: of each.
-        metadata: of each.
-        trained: whether the run trains on it; a judge may well say the same of all samples.
+        reward: the reward, which verifies by itself that its scores are finite and of the right number.
+        samples: the N samples.
+        trained: whether the run is trained on the reward; a judge may well give all samples one score.
 
     Raises:
-        RewardError: if it fails.
+        RewardError: if the reward fails.
     """
-    count = len(images)
+    name, scores = f"reward {reward.name}", _score(reward, samples)
+    found = list(_differences(name, scores))
+    if trained:
+        found += _contrast(name, scores)
+    low, high = scores.samples.min(), scores.samples.max()
+    text = f"samples {low:.4g} … {high:.4g}, a blank image {scores.blank:.4g}; one image, one score"
+    return found or [Finding(name, "ok", text)]
+
+
+def _score(reward: PlacedReward, samples: Samples) -> _Scores:
+    """Score the samples twice in one batch, once more, and one by one."""
+    images, prompts, metadata, count = samples.images, samples.prompts, samples.metadata, len(samples.images)
     with torch.no_grad(), reward.resident():
         doubled = reward(torch.cat([images, images]), prompts * 2, metadata * 2).double().cpu()
         again = reward(images, prompts, metadata).double().cpu()
         single = [reward(images[i : i + 1], prompts[i : i + 1], metadata[i : i + 1]) for i in range(count)]
         blank = reward(torch.full_like(images[:1], 0.5), prompts[:1], metadata[:1]).item()
-    scores, name = doubled[:count], f"reward {reward.name}"
-    spread = (scores.max() - scores.min()).item()
-    repeated = max((scores - doubled[count:]).abs().max().item(), (scores - again).abs().max().item())
-    alone = (scores - torch.cat(single).double().cpu()).abs().max().item()
-    found = list(_differences(name, repeated, alone, spread, scores.abs().max().item()))
-    if trained:
-        found += _contrast(name, scores, spread, blank)
-    text = f"samples {scores.min():.4g} … {scores.max():.4g}, a blank image {blank:.4g}; one image, one score"
-    return found or [Finding(name, "ok", text)]
+    scores = doubled[:count]
+    return _Scores(
+        samples=scores,
+        blank=blank,
+        repeated=max((scores - doubled[count:]).abs().max().item(), (scores - again).abs().max().item()),
+        alone=(scores - torch.cat(single).double().cpu()).abs().max().item(),
+    )
 
 
-def _differences(name: str, repeated: float, alone: float, spread: float, size: float) -> Iterator[Finding]:
-    """Scores of one image that differ: by little is rounding, by the samples' spread is no reward."""
-    allowed = _NOISE * spread + 1e-5 * size + 1e-9
+def _differences(name: str, scores: _Scores) -> Iterator[Finding]:
+    """Report scores of one image that differ by more than rounding."""
+    allowed = _NOISE * scores.range + 1e-5 * scores.samples.abs().max().item() + 1e-9
     for apart, what, advice in (
-        (repeated, "scores one image differently when asked twice", "fix its seed, or set its temperature to 0"),
-        (alone, "scores an image alone differently than in a batch", "it must not look at the other images"),
+        (scores.repeated, "scores one image differently when asked twice", "fix its seed, or set its temperature to 0"),
+        (scores.alone, "scores an image alone differently than in a batch", "it must not look at the other images"),
     ):
         if apart > allowed:
-            status: Status = "FAIL" if apart > 0.5 * spread + allowed else "WARN"
-            yield Finding(name, status, f"{what}, by {apart:.2g} where samples spread over {spread:.2g}: {advice}")
+            status: Status = "FAIL" if apart > 0.5 * scores.range + allowed else "WARN"
+            text = f"{what}, by {apart:.2g} where samples differ by {scores.range:.2g}: {advice}"
+            yield Finding(name, status, text)
 
 
-def _contrast(name: str, scores: Tensor, spread: float, blank: float) -> Iterator[Finding]:
-    """Whether it tells images apart, and samples from nothing."""
-    if spread == 0 and blank == scores[0]:
+def _contrast(name: str, scores: _Scores) -> Iterator[Finding]:
+    """Report a reward that does not tell images apart, or samples from a blank image."""
+    samples, blank, best = scores.samples, scores.blank, scores.samples.max().item()
+    if scores.range == 0 and blank == samples[0]:
         yield Finding(name, "FAIL", f"gives every image {blank:.4g}, a blank one too: there is nothing to learn")
-    elif spread == 0:
-        yield Finding(name, "WARN", f"gives all {len(scores)} samples {scores[0]:.4g}: does it tell images apart?")
-    elif blank >= scores.max():
-        text = f"likes a blank image ({blank:.4g}) as much as the best sample ({scores.max():.4g})"
+    elif scores.range == 0:
+        yield Finding(name, "WARN", f"gives all {len(samples)} samples {best:.4g}: does it tell images apart?")
+    elif blank >= best:
+        text = f"likes a blank image ({blank:.4g}) as much as the best sample ({best:.4g})"
         yield Finding(name, "WARN", f"{text}: training can end there. Add a reward that reads the prompt, or stop_when")

@@ -1,0 +1,130 @@
+"""`sdpo evaluate`: the scores of a model, or of a run's base and tuned model, at several numbers of steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdpo.assembly import build_model
+from sdpo.assembly.model import load_model, load_tuned, matrix_precision
+from sdpo.assembly.rewards import load_rewards
+from sdpo.backbones import PipelineBackbone
+from sdpo.commands.target import open_target
+from sdpo.config import Config
+from sdpo.distributed.processes import Processes
+from sdpo.errors import UserError
+from sdpo.evaluation.evaluate import evaluate
+from sdpo.evaluation.record import ImageScores
+from sdpo.loop.micro_batch import default_samples
+from sdpo.prompts import Prompt, load_prompts
+from sdpo.report.stats import paired_gain
+from sdpo.rewards.base import PlacedReward
+from sdpo.rewards.registry import REWARDS
+from sdpo.system.dotted_path import is_dotted
+
+
+def evaluate_target(
+    target: str,
+    steps: list[int],
+    prompts: str | None,
+    rewards: list[str] | None,
+    images_per_prompt: int,
+    device: str = "auto",
+) -> tuple[dict[str, Any], Path | None]:
+    """Score the base model and, for a run, the tuned one on the same prompts and seeds.
+
+    Args:
+        target: a run's directory, or a model as `model.path` names it.
+        steps: the numbers of sampling steps.
+        prompts: a named set or a file of prompts; None takes the training prompts.
+        rewards: names of rewards; None takes those that the run was trained on and observed by.
+        images_per_prompt: images a prompt at each number of steps.
+        device: a device as torch names it, or `auto` for the fastest.
+
+    Returns:
+        The result (`prompts`, `seeds`, `base`, `after`, `summary`), and the file to write it to by default; None for a
+        model, which has no `after` either.
+
+    Raises:
+        UserError: if the target, the prompts or a reward cannot be loaded, or a reward fails.
+    """
+    processes = Processes(device)
+    found = open_target(target)
+    config, names = found.config, rewards or _rewards_of_run(found.config)
+    scoring = _Scoring(
+        config=config,
+        prompts=load_prompts(prompts if prompts is not None else config.prompts.train),
+        rewards=load_rewards(config, names, processes.device),
+        steps=steps,
+        images_per_prompt=images_per_prompt,
+        processes=processes,
+    )
+    base = scoring.scores(load_model(config, processes.device))
+    result: dict[str, Any] = {"prompts": base.prompts, "seeds": base.seeds, "base": base.as_json()["scores"]}
+    if found.run is None:
+        result["summary"] = {n: {str(s): {"base": base.mean(n, s)} for s in steps} for n in names}
+        return result, None
+    tuned = scoring.scores(load_tuned(config, found.run, processes.device))
+    result["after"] = tuned.as_json()["scores"]
+    result["summary"] = {n: {str(s): _gain(base, tuned, n, s) for s in steps} for n in names}
+    return result, found.run.evaluate_output
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """The settings that the base model and the tuned one are scored with.
+
+    Attributes:
+        config: the configuration of the target.
+        prompts: the prompts.
+        rewards: the rewards by name.
+        steps: the numbers of sampling steps.
+        images_per_prompt: images a prompt at each number of steps.
+        processes: the processes of this launch.
+    """
+
+    config: Config
+    prompts: Sequence[Prompt]
+    rewards: Mapping[str, PlacedReward]
+    steps: Sequence[int]
+    images_per_prompt: int
+    processes: Processes
+
+    def scores(self, backbone: PipelineBackbone) -> ImageScores:
+        """Draw and score the images of a model."""
+        micro_batch = default_samples(math.prod(backbone.latent_shape), self.processes.device)
+        with matrix_precision(self.config.model.tf32):
+            parts = build_model(self.config, self.processes, [p.text for p in self.prompts], backbone)
+            drawing = parts.drawing(micro_batch, self.config.sample.eta)
+            found = evaluate(
+                drawing, self.prompts, self.rewards, steps=self.steps, images_per_prompt=self.images_per_prompt
+            )
+        return found.scores
+
+
+def _rewards_of_run(config: Config) -> list[str]:
+    """The rewards that a run was trained on, and those that observed it.
+
+    Raises:
+        UserError: if one of them was an object in Python, which has no name to load it by.
+    """
+    for name in config.rewards:
+        if name not in REWARDS and not is_dotted(name):
+            raise UserError(
+                f"this run's reward {name!r} was a Python object: name one with --reward; `sdpo rewards` lists them"
+            )
+    return [*config.rewards, *config.evaluate.observers]
+
+
+def _gain(base: ImageScores, tuned: ImageScores, name: str, steps: int) -> dict[str, float | None]:
+    """The means of both models, and the paired gain with its standard error."""
+    gain = paired_gain(base.scores[name][steps], tuned.scores[name][steps])
+    return {
+        "base": base.mean(name, steps),
+        "tuned": tuned.mean(name, steps),
+        "gain": gain.mean,
+        "standard_error": gain.standard_error if gain.images > 1 else None,
+    }

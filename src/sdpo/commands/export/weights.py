@@ -1,0 +1,155 @@
+"""The weights of an export: which of a run's weights they are, and in which form they are written."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from sdpo.assembly.model import DTYPES, load_model, load_tuned, make_trainable
+from sdpo.backbones import PipelineBackbone
+from sdpo.config import Config
+from sdpo.config.sections import NO_IMPORTS
+from sdpo.errors import UserError
+from sdpo.run.checkpoint import Checkpoint, CheckpointStore
+from sdpo.run.directory import RunDirectory
+from sdpo.run.result import read_result, result_folder, result_record
+
+Format = Literal["diffusers", "comfyui", "merged"]
+"""The form of an export."""
+
+Kind = Literal["ema", "raw"]
+"""The moving average of the weights, or the trained weights themselves."""
+
+_LORA_FILE = "pytorch_lora_weights.safetensors"
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class ChosenWeights:
+    """The weights of a run that are exported.
+
+    Attributes:
+        epoch: the epoch after which they were taken.
+        checkpoint: the checkpoint that holds them; None stands for the run's own result.
+        averaged: whether they are the moving average.
+        words: what the card calls them.
+    """
+
+    epoch: int
+    checkpoint: Checkpoint | None
+    averaged: bool
+    words: str
+
+
+@dataclass(frozen=True)
+class WrittenModel:
+    """A model whose weights have been written.
+
+    Attributes:
+        backbone: the model.
+        lora_file: the name of the LoRA's file; None where a whole pipeline was written.
+    """
+
+    backbone: PipelineBackbone
+    lora_file: str | None
+
+
+def choose_weights(run: RunDirectory, config: Config, kind: Kind | None, epoch: int | None) -> ChosenWeights:
+    """Choose the weights of an export: the run's result where it has the right ones, else a checkpoint.
+
+    Args:
+        run: the run's directory.
+        config: the run's configuration.
+        kind: the average or the trained weights; None takes the average where the run has one.
+        epoch: the epoch of a checkpoint; None takes the result, or the newest checkpoint before there is a result.
+
+    Raises:
+        UserError: if the run has no such weights.
+    """
+    averages = config.train.ema_decay is not None
+    if kind == "ema" and not averages:
+        raise UserError("--weights ema: this run keeps no average (train.ema_decay is null); use --weights raw")
+    averaged = averages and kind != "raw"
+    result = read_result(run, config)
+    if result is not None and epoch is None:
+        if averaged == result.averaged:
+            return ChosenWeights(result.epoch, None, averaged, _words(result.epoch, averaged, averages))
+        epoch = result.epoch
+    checkpoint = _load_checkpoint(run, epoch)
+    return ChosenWeights(checkpoint.epoch, checkpoint, averaged, _words(checkpoint.epoch, averaged, averages))
+
+
+def _load_checkpoint(run: RunDirectory, epoch: int | None) -> Checkpoint:
+    """Load the checkpoint of an epoch, or the newest one.
+
+    Raises:
+        UserError: if there is no such checkpoint.
+    """
+    store = CheckpointStore(run.checkpoints)
+    kept = store.epochs()
+    if not kept or (epoch is not None and epoch not in kept):
+        there = f"it has those of the epochs {', '.join(map(str, kept))}" if kept else "it has none"
+        wanted = "a checkpoint" if epoch is None else f"the checkpoint of epoch {epoch}"
+        raise UserError(
+            f"{run.path}: the export needs {wanted}, but {there}; checkpoint.keep_last and checkpoint.every set which "
+            "checkpoints a run keeps"
+        )
+    return store.load(kept[-1] if epoch is None else epoch)
+
+
+def _words(epoch: int, averaged: bool, averages: bool) -> str:
+    kind = "the moving average" if averaged else "raw," if averages else "those"
+    return f"{kind} after epoch {epoch}"
+
+
+@torch.no_grad()
+def write_weights(
+    run: RunDirectory, config: Config, chosen: ChosenWeights, to: Format, place: Path, name: str
+) -> WrittenModel:
+    """Write the chosen weights into a folder.
+
+    Args:
+        run: the run's directory.
+        config: the run's configuration.
+        chosen: the weights.
+        to: the form in which they are written.
+        place: the folder, which exists and is empty.
+        name: the name of ComfyUI's file, without its suffix.
+
+    Raises:
+        UserError: if the model cannot be loaded, or ComfyUI reads no LoRA of this model.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        if chosen.checkpoint is None:
+            backbone, saved = load_tuned(config, run, _CPU), result_folder(run, config)
+        else:
+            backbone = _load_checkpointed(config, chosen.checkpoint, chosen.averaged)
+            saved = backbone.save(Path(scratch))
+        if to == "merged" and config.lora is not None:
+            backbone.save_merged(place, DTYPES[config.model.dtype])
+            return WrittenModel(backbone, None)
+        if to == "comfyui":
+            file = f"{name}.safetensors"
+            backbone.save_comfyui(saved / _LORA_FILE, place / file)
+            return WrittenModel(backbone, file)
+        record = result_record(saved).name
+        shutil.copytree(saved, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(record))
+    return WrittenModel(backbone, _LORA_FILE if to == "diffusers" and config.lora is not None else None)
+
+
+def _load_checkpointed(config: Config, checkpoint: Checkpoint, averaged: bool) -> PipelineBackbone:
+    """Load the base model with the trained weights of a checkpoint, without quantisation."""
+    data = config.model_dump(mode="json")
+    data["model"]["quantize"] = None
+    whole = Config.parse(data, NO_IMPORTS)
+    backbone = load_model(whole, _CPU)
+    make_trainable(backbone, whole)
+    values = checkpoint.ema if averaged else checkpoint.weights
+    for key, parameter in backbone.trainable_parameters().items():
+        parameter.copy_(values[key])
+    return backbone

@@ -1,0 +1,44 @@
+"""`sdpo sample`: an image of a run's tuned model or of a model, by the pipeline's own call."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from sdpo.assembly.model import load_model, load_tuned, matrix_precision
+from sdpo.commands.target import open_target
+from sdpo.distributed.processes import Processes
+from sdpo.errors import UserError
+
+
+def sample_target(target: str, prompt: str, steps: int, seed: int, compare: bool, device: str = "auto") -> Image.Image:
+    """Draw one image, or one of the base and one of the tuned model side by side.
+
+    Args:
+        target: a run's directory, or a model as `model.path` names it.
+        prompt: the prompt.
+        steps: number of sampling steps.
+        seed: seed of the starting noise.
+        compare: whether to draw the base model's image to the left of the tuned model's.
+        device: a device as torch names it, or `auto` for the fastest.
+
+    Raises:
+        UserError: if the target cannot be loaded or compared, or its schedule has no such number of steps.
+    """
+    place = Processes(device).device
+    found = open_target(target)
+    if compare and found.run is None:
+        raise UserError(f"--compare needs the directory of a run, with a base and a tuned model; {target} is a model")
+    config, models = found.config, []
+    if found.run is None or compare:
+        models.append(load_model(config, place))
+    if found.run is not None:
+        models.append(load_tuned(config, found.run, place))
+    images: list[Image.Image] = []
+    with matrix_precision(config.model.tf32):
+        for backbone in models:
+            backbone.denoiser(steps, config.sample.eta)  # rejects impossible numbers of steps with a message
+            images += backbone.generate([prompt], steps, [seed], config.sample.guidance_scale)
+    sheet = Image.new("RGB", (sum(image.width for image in images), images[0].height))
+    for column, image in enumerate(images):
+        sheet.paste(image, (column * images[0].width, 0))
+    return sheet

@@ -1,0 +1,76 @@
+"""`sdpo doctor` as a whole: it finds each kind of fault, and writes nothing."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from helpers.command_line import Run
+
+REWARDS = """
+import torch
+calls = 0
+def good(images, prompts, metadata): return images.std((1, 2, 3))
+def constant(images, prompts, metadata): return torch.zeros(len(prompts))
+def noisy(images, prompts, metadata): return torch.rand(len(prompts))
+def relative(images, prompts, metadata): return images.std((1, 2, 3)) - images.std((1, 2, 3)).mean()
+def sometimes(images, prompts, metadata):
+    global calls
+    calls += 1
+    return images.std((1, 2, 3)) * (1 + 1e-2 * (calls > 1))
+def empty(images, prompts, metadata): return -images.std((1, 2, 3))
+def short(images, prompts, metadata): return torch.zeros(len(prompts) - 1)
+def nan(images, prompts, metadata): return torch.full((len(prompts),), float("nan"))
+def raises(images, prompts, metadata): raise RuntimeError("the judge is asleep")
+"""
+
+
+def lines(output: str) -> dict[str, str]:
+    """The lines of each check, with their status."""
+    found: dict[str, str] = {}
+    for line in output.splitlines():
+        match = re.match(r"(ok|WARN|FAIL) +((?:reward )?\S+)", line)
+        if match:
+            found[match[2]] = found.get(match[2], "") + line
+    return found
+
+
+def test_a_healthy_run_and_every_kind_of_sick_reward(sdpo: Run, tmp_path: Path, tiny_overrides: list[str]) -> None:
+    (tmp_path / "mine.py").write_text(REWARDS)
+    healthy = sdpo("doctor", "emoji", *tiny_overrides, "rewards={mine:good: 1}")
+    assert healthy.returncode == 0, healthy.stdout + healthy.stderr
+    found = lines(healthy.stdout)
+    needed = "batches hub precision memory disk log-prob log-ratio determinism gradient images".split()
+    assert set(found) == {*needed, "reward mine:good"} and all(line.startswith("ok") for line in found.values()), found
+    assert "11 ok, 0 WARN, 0 FAIL" in healthy.stdout
+
+    names = re.findall(r"def (\w+)", REWARDS)
+    sick = sdpo("doctor", "emoji", *tiny_overrides, f"rewards={{{', '.join(f'mine:{n}: 1' for n in names)}}}")
+    assert sick.returncode == 1 and "Traceback" not in sick.stdout + sick.stderr
+    found = lines(sick.stdout)
+    expected = {
+        "good": "ok", "constant": "FAIL.*nothing to learn", "noisy": "FAIL.*differently when asked twice",
+        "relative": "FAIL.*alone differently than in a batch", "sometimes": "WARN.*asked twice",
+        "empty": "WARN.*likes a blank image", "short": "FAIL.*one score an image", "nan": "FAIL.*nan for prompt",
+        "raises": "FAIL.*the judge is asleep",
+    }  # fmt: skip
+    for name, pattern in expected.items():
+        assert re.match(pattern, found[f"reward mine:{name}"]), found[f"reward mine:{name}"]
+    assert [p.name for p in tmp_path.iterdir() if p.name != "__pycache__"] == ["mine.py"], "nothing is written"
+
+
+def test_mistakes_of_the_user_have_exit_code_2(sdpo: Run) -> None:
+    assert sdpo("doctor", "emojy").returncode == 2
+    assert sdpo("doctor", "emoji", "rewards={colorfulnes: 1}").returncode == 2
+    assert sdpo("doctor", "emoji", "stop_when=[{metric: x, below: 1}]").returncode == 2
+    assert sdpo("doctor", "emoji", "--steps").returncode == 2
+
+
+def test_a_model_that_cannot_be_loaded_is_a_finding(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
+    shutil.copytree(tiny_pipeline, tmp_path / "broken")
+    (tmp_path / "broken" / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
+    result = sdpo("doctor", "emoji", "model.path=./broken", "evaluate.judge=null")
+    found = lines(result.stdout)
+    assert result.returncode == 1 and found["model"].startswith("FAIL") and "./broken" in found["model"]
+    assert found["reward emoji_score"].startswith("WARN") and "no samples" in found["reward emoji_score"]

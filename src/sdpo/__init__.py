@@ -13,17 +13,18 @@ if TYPE_CHECKING:
     from sdpo.errors import UserError
     from sdpo.trainer import Trainer
 
+_MODULES = {
+    "Config": "sdpo.config.schema",
+    "Trainer": "sdpo.trainer",
+    "UserError": "sdpo.errors",
+    "embedded": "sdpo.backbones",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: `import sdpo` stays instant, diffusers takes seconds."""
+    """Import a name's module when the name is first used: `import sdpo` takes no time, diffusers takes seconds."""
     import importlib
 
-    homes = {
-        "Config": "sdpo.config.schema",
-        "Trainer": "sdpo.trainer",
-        "UserError": "sdpo.errors",
-        "embedded": "sdpo.backbones",
-    }
-    if name in homes:
-        return getattr(importlib.import_module(homes[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'sdpo' has no attribute {name!r}")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sdpo.config.schema import Config
 from sdpo.loop.policy import Policy, PromptEmbeddings
+from sdpo.system.platform import peak_resident_bytes
 from sdpo.trainer import Trainer
 
 PHASES = ("sample", "decode", "reward", "advantage", "update", "bookkeeping")
@@ -307,9 +308,7 @@ def peak(device: torch.device) -> int:
     if _STATUS.exists():
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_resident_bytes()
 
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")

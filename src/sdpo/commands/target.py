@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from sdpo.report.stats import paired_gain
 from sdpo.rewards import REWARDS
 from sdpo.run.checkpoint import CheckpointStore
 from sdpo.run.result import read_result
+from sdpo.system.log import logger
 
 
 def open_target(target: str) -> tuple[Config, Path | None]:
@@ -45,7 +45,7 @@ def open_target(target: str) -> tuple[Config, Path | None]:
     if result is None:
         raise UserError(f"{run_dir} holds no finished weights yet: repeat its train command to finish it")
     if (newest := max(CheckpointStore(run_dir / "checkpoints").epochs(), default=0)) > result.epoch:
-        print(f"sdpo: {run_dir} went on to epoch {newest}, its result is that of epoch {result.epoch}", file=sys.stderr)
+        logger.warning("%s went on to epoch %d, its result is that of epoch %d", run_dir, newest, result.epoch)
     return config, run_dir
 
 

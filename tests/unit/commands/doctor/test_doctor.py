@@ -160,7 +160,6 @@ def test_a_network_that_draws_random_numbers_is_found(patient: Patient, monkeypa
     assert one(model.log_ratio(patient, parts)).status == "WARN"
 
 
-@pytest.mark.filterwarnings("ignore:sample.micro_batch")
 @pytest.mark.parametrize(("sampled", "updated"), [(4, 4), (4, 1), ("auto", "auto")])
 def test_micro_batches_that_round_differently_are_found(
     tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch, sampled: Any, updated: Any

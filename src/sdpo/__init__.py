@@ -9,12 +9,12 @@ __all__ = ["Config", "Trainer", "UserError", "__version__", "embedded"]
 
 if TYPE_CHECKING:
     from sdpo.backbones import embedded
-    from sdpo.config.schema import Config
+    from sdpo.config import Config
     from sdpo.errors import UserError
     from sdpo.trainer import Trainer
 
 _MODULES = {
-    "Config": "sdpo.config.schema",
+    "Config": "sdpo.config",
     "Trainer": "sdpo.trainer",
     "UserError": "sdpo.errors",
     "embedded": "sdpo.backbones",

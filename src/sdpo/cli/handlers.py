@@ -17,8 +17,8 @@ from sdpo.cli.output import console, say, show, write
 from sdpo.errors import UserError
 
 if TYPE_CHECKING:
-    from sdpo.config.schema import Config
-    from sdpo.trainer import Trainer
+    from sdpo.config import Config
+    from sdpo.session import Session
 
 
 def train(arguments: Namespace) -> None:
@@ -32,31 +32,32 @@ def train(arguments: Namespace) -> None:
 
     trainer = Trainer(config)
     report = trainer.train()
-    if trainer.processes.is_main:
-        _conclude(trainer, report)
+    if trainer.parts.processes.is_main:
+        _conclude(trainer.session, report)
 
 
 def _describe(config: Config) -> None:
     """Print a resolved configuration and its cost."""
-    from sdpo.assembly.build import batch_arithmetic, check_references, cost
+    from sdpo.estimate.cost import describe_batches, describe_cost
     from sdpo.estimate.memory import describe
+    from sdpo.estimate.preflight import check_references
 
     check_references(config)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    lines = (batch_arithmetic(config, processes), cost(config), describe(config, processes))
+    lines = (describe_batches(config, processes), describe_cost(config), describe(config, processes))
     say(config.to_yaml(), end="")
     say("\n".join(lines))
 
 
-def _conclude(trainer: Trainer, report: Path) -> None:
+def _conclude(session: Session, report: Path) -> None:
     """Print which epochs were trained, and where the report is."""
-    if trainer.first_epoch > trainer.epoch:
-        done = f"this run was finished before ({trainer.epoch} epochs); its report is written again"
+    if session.first_epoch > session.epoch:
+        done = f"this run was finished before ({session.epoch} epochs); its report is written again"
     else:
-        seconds = trainer.counters["seconds"]
-        done = f"trained epochs {trainer.first_epoch} to {trainer.epoch}, {seconds:.0f} s in all without evaluation"
-    if trainer.ended_early:
-        say(trainer.ended_early)
+        seconds = session.counters.seconds
+        done = f"trained epochs {session.first_epoch} to {session.epoch}, {seconds:.0f} s in all without evaluation"
+    if session.ended_early:
+        say(session.ended_early)
     say(f"{done}: {report}")
 
 
@@ -105,7 +106,7 @@ def score(arguments: Namespace) -> None:
     """Score image files."""
     if arguments.batch_size < 1:
         raise UserError("--batch-size must be at least 1")
-    from sdpo.config.schema import parse_assignment
+    from sdpo.config.load import parse_assignment
 
     options = dict(parse_assignment(text, "--option", "path=/models/pickscore") for text in arguments.option)
     _prepare_libraries()
@@ -197,7 +198,7 @@ def rewards(arguments: Namespace) -> None:
 
 def presets(arguments: Namespace) -> None:
     """List the presets."""
-    from sdpo.config.schema import preset_names, preset_summary
+    from sdpo.config.load import preset_names, preset_summary
 
     width = max(map(len, preset_names()))
     for name in preset_names():
@@ -213,7 +214,8 @@ def _run_config(words: Sequence[str], output_dir: str | None = None) -> Config:
 
 def _load_config(words: Sequence[str]) -> tuple[Config, str | None]:
     """Load the configuration that words describe, and the preset or file among them."""
-    from sdpo.config.schema import Config, split_words
+    from sdpo.config import Config
+    from sdpo.config.load import split_words
 
     source, overrides = split_words(words)
     return Config.load(source, overrides), source

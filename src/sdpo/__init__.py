@@ -25,7 +25,7 @@ __all__ = [
 if TYPE_CHECKING:
     from sdpo.assembly.callbacks import Callback, RunState
     from sdpo.backbones import embedded
-    from sdpo.config.schema import Config
+    from sdpo.config import Config
     from sdpo.errors import UserError
     from sdpo.method.advantages import Normalizer
     from sdpo.method.algorithms import Algorithm
@@ -34,26 +34,27 @@ if TYPE_CHECKING:
     from sdpo.method.types import LossOutput, StepBatch, TrajectoryBatch
     from sdpo.trainer import Trainer
 
+_MODULES = {
+    "Algorithm": "sdpo.method.algorithms",
+    "Callback": "sdpo.assembly.callbacks",
+    "Config": "sdpo.config",
+    "Credit": "sdpo.method.credit",
+    "LossOutput": "sdpo.method.types",
+    "Normalizer": "sdpo.method.advantages",
+    "RewardPlan": "sdpo.method.reward_plans",
+    "RunState": "sdpo.assembly.callbacks",
+    "StepBatch": "sdpo.method.types",
+    "Trainer": "sdpo.trainer",
+    "TrajectoryBatch": "sdpo.method.types",
+    "UserError": "sdpo.errors",
+    "embedded": "sdpo.backbones",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: `import sdpo` stays instant, diffusers takes seconds."""
+    """Import a name's module when the name is first used: `import sdpo` takes no time, diffusers takes seconds."""
     import importlib
 
-    homes = {
-        "Algorithm": "sdpo.method.algorithms",
-        "Callback": "sdpo.assembly.callbacks",
-        "Config": "sdpo.config.schema",
-        "Credit": "sdpo.method.credit",
-        "LossOutput": "sdpo.method.types",
-        "Normalizer": "sdpo.method.advantages",
-        "RewardPlan": "sdpo.method.reward_plans",
-        "RunState": "sdpo.assembly.callbacks",
-        "StepBatch": "sdpo.method.types",
-        "Trainer": "sdpo.trainer",
-        "TrajectoryBatch": "sdpo.method.types",
-        "UserError": "sdpo.errors",
-        "embedded": "sdpo.backbones",
-    }
-    if name in homes:
-        return getattr(importlib.import_module(homes[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'sdpo' has no attribute {name!r}")

@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sdpo.assembly.build import check_references, cost
 from sdpo.commands.compare import ComparisonResult, compare, compare_directories, plan_runs
 from sdpo.commands.compare.groups import is_run, split_label
 from sdpo.commands.compare.plan import PlannedRun
 from sdpo.commands.compare.tables import ComparisonTable
 from sdpo.config.load import DEFAULT_PRESET, preset_names, split_words
 from sdpo.errors import UserError
+from sdpo.estimate.cost import describe_cost
+from sdpo.estimate.preflight import check_references
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
@@ -91,7 +92,7 @@ def _print_plan(planned: Sequence[PlannedRun], console: Console) -> None:
     for name in dict.fromkeys(run.name for run in planned):
         runs = [run for run in planned if run.name == name]
         check_references(runs[0].config)
-        console.print(f"{name}\n{cost(runs[0].config)}", markup=False)
+        console.print(f"{name}\n{describe_cost(runs[0].config)}", markup=False)
         for run in runs:
             console.print(f"{run.path}: {run.epochs_done()} of {run.config.epochs} epochs", markup=False)
 

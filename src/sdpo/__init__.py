@@ -5,25 +5,56 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Trainer", "UserError", "__version__", "embedded"]
+__all__ = [
+    "Algorithm",
+    "Callback",
+    "Config",
+    "Credit",
+    "LossOutput",
+    "Normalizer",
+    "RewardPlan",
+    "RunState",
+    "StepBatch",
+    "Trainer",
+    "TrajectoryBatch",
+    "UserError",
+    "__version__",
+    "embedded",
+]
 
 if TYPE_CHECKING:
+    from sdpo.assembly.callbacks import Callback, RunState
     from sdpo.backbones import embedded
-    from sdpo.config.schema import Config
+    from sdpo.config import Config
     from sdpo.errors import UserError
+    from sdpo.method.advantages import Normalizer
+    from sdpo.method.algorithms import Algorithm
+    from sdpo.method.credit import Credit
+    from sdpo.method.reward_plans import RewardPlan
+    from sdpo.method.types import LossOutput, StepBatch, TrajectoryBatch
     from sdpo.trainer import Trainer
+
+_MODULES = {
+    "Algorithm": "sdpo.method.algorithms",
+    "Callback": "sdpo.assembly.callbacks",
+    "Config": "sdpo.config",
+    "Credit": "sdpo.method.credit",
+    "LossOutput": "sdpo.method.types",
+    "Normalizer": "sdpo.method.advantages",
+    "RewardPlan": "sdpo.method.reward_plans",
+    "RunState": "sdpo.assembly.callbacks",
+    "StepBatch": "sdpo.method.types",
+    "Trainer": "sdpo.trainer",
+    "TrajectoryBatch": "sdpo.method.types",
+    "UserError": "sdpo.errors",
+    "embedded": "sdpo.backbones",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: `import sdpo` stays instant, diffusers takes seconds."""
+    """Import a name's module when the name is first used: `import sdpo` takes no time, diffusers takes seconds."""
     import importlib
 
-    homes = {
-        "Config": "sdpo.config.schema",
-        "Trainer": "sdpo.trainer",
-        "UserError": "sdpo.errors",
-        "embedded": "sdpo.backbones",
-    }
-    if name in homes:
-        return getattr(importlib.import_module(homes[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'sdpo' has no attribute {name!r}")

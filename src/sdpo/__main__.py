@@ -1,4 +1,4 @@
-"""`python -m sdpo`, and `accelerate launch -m sdpo`."""
+"""The command line as a module: `python -m sdpo`, and `accelerate launch -m sdpo`."""
 
 import sys
 

@@ -15,7 +15,7 @@ from sdpo.assembly import Parts
 from sdpo.assembly.callbacks import RunState
 from sdpo.assembly.snapshot import restore_snapshot, take_snapshot
 from sdpo.config.differences import check_same_run
-from sdpo.distributed.processes import maybe_together
+from sdpo.distributed.processes import explaining_lost_process
 from sdpo.errors import DivergenceError, UserError, cause
 from sdpo.estimate.memory import memory_knobs
 from sdpo.evaluation.record import (
@@ -228,7 +228,7 @@ class Session:
     def _explaining_errors(self) -> Iterator[None]:
         """Turn the errors of libraries into messages that say what to do."""
         try:
-            with maybe_together():
+            with explaining_lost_process():
                 yield
         except WRITE_ERRORS as error:
             raise UserError(

@@ -61,13 +61,13 @@ def snippet(folder: Path) -> str:
 
 
 def drawn(folder: Path) -> np.ndarray:
-    """The image of the card's snippet, run as it stands."""
+    """Run the card's snippet unchanged, and read the image that it draws."""
     exec(compile(snippet(folder), str(folder), "exec"), {})
     return np.asarray(Image.open("image.png"), int)
 
 
 def sampled(sdpo: Run) -> np.ndarray:
-    """The tuned model's image, which is not the base model's."""
+    """Draw an image with the base and the tuned model, which differ; returns the tuned model's."""
     succeeded(sdpo("sample", "run", "cat", "--steps", "2", "--seed", "0", "--compare", "-o", "both.png"))
     base, tuned = np.split(np.asarray(Image.open("both.png"), int), 2, axis=1)
     assert np.abs(base - tuned).max() > 2
@@ -164,7 +164,7 @@ def test_the_result_of_a_run_that_a_rule_ended(sdpo: Run, tmp_path: Path, tiny_p
     assert refused.returncode == 2 and "needs the checkpoint of epoch 1, but it has those of the epochs 2" in refused.stderr
 
 
-def test_a_result_that_the_run_went_on_from_is_not_called_the_newest(
+def test_a_result_older_than_the_last_epoch_is_named_by_its_epoch(
     sdpo: Run, tmp_path: Path, tiny_pipeline: Path
 ) -> None:
     settings = ("train.lr_schedule=constant", "evaluate.every=1")
@@ -174,7 +174,7 @@ def test_a_result_that_the_run_went_on_from_is_not_called_the_newest(
     train(sdpo, tiny_pipeline, UNET, *settings, "epochs=2")
     assert "result is that" not in succeeded(sdpo("sample", "run", "cat")).stderr
     shutil.rmtree(run / "lora")
-    (tmp_path / "first").rename(run / "lora")  # as if it had been interrupted before its end
+    (tmp_path / "first").rename(run / "lora")  # as if the run had been interrupted before its end
     succeeded(sdpo("export", "run", "--to", "diffusers", "-o", "out"))
     assert same_weights(tmp_path / "out", run / "checkpoints" / "1" / "weights.safetensors")
     card = (tmp_path / "out" / "README.md").read_text()
@@ -211,12 +211,12 @@ def test_the_card_is_in_the_hubs_format(sdpo: Run, tmp_path: Path) -> None:
     assert np.abs(drawn(tmp_path / "out") - sampled(sdpo)).max() <= 2
 
 
-def test_nothing_of_the_users_is_overwritten(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
+def test_files_of_the_user_are_never_overwritten(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
     train(sdpo, tiny_pipeline, UNET)
     command = ("export", "run", "--to", "diffusers", "-o", "out")
     succeeded(sdpo(*command))
     (tmp_path / "out.tmp").mkdir()
-    succeeded(sdpo(*command))  # its own
+    succeeded(sdpo(*command))  # replaces its own export
     assert {p.name for p in tmp_path.iterdir()} == {"run", "out", "out.tmp"}
     (tmp_path / "out" / "notes.txt").write_text("mine")
     result = sdpo(*command)

@@ -1,4 +1,4 @@
-"""What holds for every family: transitions and their log-probabilities, what is trained, what text encoders may do."""
+"""Properties of every family: transitions and log-probabilities, trained parameters, freed text encoders."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNETS = [name for name in FAMILIES if name not in FLOW_PIPELINES]
 
 
 def eta_of(name: str) -> float:
-    """Consistency models know 1 alone."""
+    """The η of a family's steps; consistency models have transitions for η = 1 only."""
     return 1.0 if FAMILIES[name] in (latent_consistency, on_lcm) else 0.7
 
 
@@ -76,8 +76,8 @@ def test_log_ratio_on_policy_under_guidance(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_log_ratio_on_policy_in_bfloat16(name: str) -> None:
-    """Exactly 0 where the batches are the same. Elsewhere rounding counts in units of the step's std, which is least
-    in SD 3: its own schedule ends at σ = 0.0089."""
+    """The log-ratio is exactly 0 in equal batches. Otherwise rounding counts in units of the step's std, which is
+    smallest in SD 3, whose own schedule ends at σ = 0.0089."""
     backbone, eta = wrapped(lambda: FAMILIES[name]().to(torch.bfloat16)), eta_of(name)
     backbone.train_lora(4, 4, None)
     half = guided(backbone, torch.bfloat16)
@@ -96,9 +96,7 @@ def test_log_ratio_on_policy_in_bfloat16(name: str) -> None:
     *((name, "flow_grpo") for name in FLOW_PIPELINES if name != "SanaSprintPipeline"),
 ])  # fmt: skip
 def test_samples_have_the_mean_and_std_of_their_log_prob(name: str, form: str) -> None:
-    backbone, eta = wrapped(FAMILIES[name]), eta_of(name)
-    assert form in backbone.noise_forms
-    backbone.noise_form = form  # type: ignore[assignment]
+    backbone, eta = wrapped(FAMILIES[name], noise_form=form), eta_of(name)
     policy = Policy(backbone)
     data = trajectories(policy, 3, eta, branches=16)
     denoiser = backbone.denoiser(3, eta)
@@ -141,7 +139,7 @@ def test_lora_is_on_the_attention_and_checkpointed_activations_give_its_gradient
                for m in backbone.network_module.modules())  # fmt: skip
     policy = guided(backbone)
     data = trajectories(policy, 4, eta, branches=2)
-    calls: list[str] = []  # of one module inside a block
+    calls: list[str] = []  # forward calls of one module inside a block
     inside = next(m for n, m in backbone.network_module.named_modules() if n.endswith(".to_q"))
     inside.register_forward_hook(lambda *_: calls.append("forward"))
 
@@ -158,21 +156,21 @@ def test_lora_is_on_the_attention_and_checkpointed_activations_give_its_gradient
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_training_goes_on_from_a_lora(name: str, tmp_path: Path) -> None:
+def test_training_starts_from_a_lora(name: str, tmp_path: Path) -> None:
     first = wrapped(PIPELINES[name])
     first.train_lora(2, 4, None)
     for parameter in first.trainable_parameters().values():
         nn.init.normal_(parameter)
     first.save(tmp_path)
-    going_on = wrapped(PIPELINES[name])
-    going_on.train_lora(2, 4, None, str(tmp_path / "lora"))
-    before, after = first.trainable_parameters(), going_on.trainable_parameters()
+    second = wrapped(PIPELINES[name])
+    second.train_lora(2, 4, None, str(tmp_path / "lora"))
+    before, after = first.trainable_parameters(), second.trainable_parameters()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[n], after[n]) and after[n].requires_grad for n in before)
-    ours, theirs = (trajectories(guided(b), 2, eta_of(name)).states for b in (first, going_on))
+    ours, theirs = (trajectories(guided(b), 2, eta_of(name)).states for b in (first, second))
     assert torch.equal(ours, theirs)
-    with going_on.reference():
-        base = trajectories(guided(going_on), 2, eta_of(name)).states
+    with second.reference():
+        base = trajectories(guided(second), 2, eta_of(name)).states
     untouched = trajectories(guided(wrapped(PIPELINES[name])), 2, eta_of(name)).states
     assert torch.equal(base, untouched) and not torch.equal(base, ours)
 

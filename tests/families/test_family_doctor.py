@@ -1,4 +1,4 @@
-"""`sdpo doctor` on every family: a healthy model has no fault, with a LoRA and with all weights."""
+"""`sdpo doctor` reports no failure on a healthy model of each family, with a LoRA and with all weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helpers.pipelines import PIPELINES
 
 
 @pytest.mark.parametrize("name", [*dict.fromkeys([*PIPELINES, *FLOW_PIPELINES]), SD_LCM])
-def test_a_healthy_model_has_no_fault(sdpo: Run, pipeline_path: Pipelines, name: str) -> None:
+def test_a_healthy_model_has_no_failure(sdpo: Run, pipeline_path: Pipelines, name: str) -> None:
     for weights in ("lora={rank: 2}", "lora=null"):
         result = sdpo("doctor", "emoji", *overrides(pipeline_path, name), weights)
         assert result.returncode == 0, result.stdout + result.stderr

@@ -1,4 +1,4 @@
-"""The flow families against the pipelines' own calls."""
+"""Comparison of the flow families with the pipelines' own calls."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ RELEASED = {
 
 
 @pytest.mark.parametrize("model", RELEASED)
-def test_without_noise_the_sampler_is_the_pipelines(model: str) -> None:
+def test_without_noise_latents_equal_the_pipelines(model: str) -> None:
     make, guidance = RELEASED[model]
     check_parity(model, wrapped(make), 0.0, guidance)
 
 
-def test_with_the_same_noise_sana_sprint_is_the_pipelines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_equal_noise_latents_of_sana_sprint_equal_the_pipelines(monkeypatch: pytest.MonkeyPatch) -> None:
     check_parity("SANA-Sprint", wrapped(FLOW_PIPELINES["SanaSprintPipeline"]), 1.0, 4.5, monkeypatch)
 
 
@@ -53,7 +53,7 @@ def test_another_scheduler_is_refused(name: str) -> None:
         backbone.denoiser(4, 0.7)
 
 
-def test_a_schedule_with_a_last_sigma_of_its_own() -> None:
+def test_a_schedule_with_a_terminal_shift() -> None:
     backbone = wrapped(stable_diffusion_3, scheduler={"shift_terminal": 0.25})
     assert backbone.denoiser(4, 1.0).timesteps[-1].item() == pytest.approx(250.0)
     ours = trajectories(Policy(backbone), 4, eta=0.0)
@@ -63,11 +63,11 @@ def test_a_schedule_with_a_last_sigma_of_its_own() -> None:
         backbone.denoiser(1, 0.7)
 
 
-def test_a_distilled_klein_takes_no_guidance() -> None:
+def test_a_distilled_klein_rejects_guidance() -> None:
     with pytest.raises(UserError, match="without guidance"):
         Policy(wrapped(flux2_klein), 2.0)
 
 
-def test_sana_sprint_has_as_many_steps_as_it_was_trained_for() -> None:
+def test_sana_sprint_rejects_more_steps_than_it_was_trained_for() -> None:
     with pytest.raises(UserError, match="1001"):
         wrapped(FLOW_PIPELINES["SanaSprintPipeline"]).denoiser(1001, 1.0)

@@ -1,4 +1,4 @@
-"""A LoRA that becomes part of the base weights, as that of a distillation does, and ours on top."""
+"""A LoRA that is merged into the base weights, as a distillation LoRA is, and a trained LoRA on top of it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from sdpo.backbones import wrap_pipeline
 
 SCALE = 0.7
-UNET_TARGETS = ["to_q", "to_k", "to_out.0", "conv1", "conv_in"]  # those of convolutions too, as LCM-LoRA has them
+UNET_TARGETS = ["to_q", "to_k", "to_out.0", "conv1", "conv_in"]  # convolutions too, as in LCM-LoRA
 
 
 def distilled(name: str, folder: Path, kohya: bool = False) -> tuple[Path, dict[str, Tensor]]:
-    """A LoRA file of rank 2 and alpha 4, and what it adds to each weight of the network."""
+    """Write a LoRA file of rank 2 and α 4; returns the file and the product that it adds to each weight."""
     backbone = wrapped(PIPELINES[name])
     backbone.train_lora(2, 4, UNET_TARGETS if backbone.component == "unet" else None)
     parameters = backbone.trainable_parameters()
@@ -55,7 +55,7 @@ def distilled(name: str, folder: Path, kohya: bool = False) -> tuple[Path, dict[
     ("LatentConsistencyModelPipeline", False),
     ("FluxPipeline", False),
 ])  # fmt: skip
-def test_the_base_is_the_weights_and_the_scaled_lora(name: str, kohya: bool, tmp_path: Path) -> None:
+def test_the_base_weights_contain_the_scaled_lora(name: str, kohya: bool, tmp_path: Path) -> None:
     file, added = distilled(name, tmp_path, kohya)
     base = dict(wrapped(PIPELINES[name]).network_module.named_parameters())
     backbone = wrapped(PIPELINES[name], fuse_lora={"path": str(file), "scale": SCALE, "weight_name": None})
@@ -65,7 +65,7 @@ def test_the_base_is_the_weights_and_the_scaled_lora(name: str, kohya: bool, tmp
     for key, weight in base.items():
         expected = weight + SCALE * added[key].reshape(weight.shape) if key in added else weight
         torch.testing.assert_close(fused[key], expected, atol=1e-6, rtol=1e-5)
-    # Ours comes on top, and the model without ours is the fused one.
+    # A trained LoRA comes on top, and the model without it is the fused one.
     backbone.train_lora(2, 2, None)
     assert all(".lora_" in key for key in backbone.trainable_parameters())
     latents, steps, one = torch.randn(1, *backbone.latent_shape), torch.tensor([500]), backbone.encode(["a cat"])
@@ -87,7 +87,7 @@ def test_a_run_on_a_fused_base(sdpo: Run, tmp_path: Path, pipeline_path: Pipelin
     assert row["train/on_policy_log_ratio"] <= 1e-5 and row["train/grad_norm"] > 0
     succeeded(sdpo("sample", "run", "cat", "--steps", "2", "--seed", "3", "--compare", "-o", "both.png"))
 
-    # As a user of diffusers would do it.
+    # The same model, built by diffusers alone.
     backbone = loaded(pipeline_path(name), name)
     before = image_of(backbone, name)
     pipeline: Any = backbone.pipeline
@@ -102,7 +102,7 @@ def test_a_run_on_a_fused_base(sdpo: Run, tmp_path: Path, pipeline_path: Pipelin
 
 
 def test_all_weights_trained_on_a_fused_base(sdpo: Run, tmp_path: Path, pipeline_path: Pipelines) -> None:
-    """The saved pipeline holds the fused LoRA and the other scheduler: neither is applied twice."""
+    """The saved pipeline contains the fused LoRA and the replaced scheduler, and neither is applied twice."""
     name = "StableDiffusionPipeline"
     file, _ = distilled(name, tmp_path / "fast")
     extra = [f"model.fuse_lora.path={file}", "model.scheduler={name: LCMScheduler, timestep_scaling: 9.0}", "lora=null",
@@ -117,7 +117,7 @@ def test_all_weights_trained_on_a_fused_base(sdpo: Run, tmp_path: Path, pipeline
     assert isinstance(image, Image.Image) and np.abs(np.asarray(image, int) - both[:, SIDE:]).max() <= 2
 
 
-def test_what_cannot_be_fused(sdpo: Run, tmp_path: Path, pipeline_path: Pipelines) -> None:
+def test_a_lora_that_cannot_be_fused_is_refused(sdpo: Run, tmp_path: Path, pipeline_path: Pipelines) -> None:
     command = ["train", "emoji", *overrides(pipeline_path, "StableDiffusionPipeline"), "--output-dir", "run"]
 
     def refused(path: Path, *words: str) -> None:

@@ -1,4 +1,4 @@
-"""Models that cannot be used: exit code 2, and a message that lists what is supported. And large images."""
+"""Unusable models end with exit code 2 and a list of the supported classes; decoders of large images use tiles."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ DEFECTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_a_directory_that_is_no_supported_model(sdpo: Run, tmp_path: Path, tiny_pipeline: Path, defect: str) -> None:
+def test_an_unusable_model_directory_is_refused(sdpo: Run, tmp_path: Path, tiny_pipeline: Path, defect: str) -> None:
     break_it, words = DEFECTS[defect]
     model = tmp_path / "broken"
     shutil.copytree(tiny_pipeline, model)
@@ -61,7 +61,7 @@ def test_a_directory_that_is_no_supported_model(sdpo: Run, tmp_path: Path, tiny_
     assert all(name in result.stderr for name in FAMILIES), result.stderr
 
 
-def test_pickles_beside_safetensors_are_left_alone(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
+def test_pickles_beside_safetensors_are_never_opened(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
     model = tmp_path / "both"
     shutil.copytree(tiny_pipeline, model)
     (model / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"never opened")
@@ -99,9 +99,9 @@ def test_a_decoder_of_large_images_works_in_slices_and_tiles() -> None:
     vae.tile_latent_min_size, vae.tile_sample_min_size = 16, 32
     tiled = large.decode(latents)
     assert tiled.shape == whole.shape and 0 <= tiled.min() and tiled.max() <= 1
-    assert (tiled - whole).abs().mean() < 0.1  # tiles are blended: alike, not the same
+    assert (tiled - whole).abs().mean() < 0.1  # tiles are blended, so that the images are only similar
 
 
-def test_a_size_that_the_model_cannot_make() -> None:
+def test_a_size_that_the_model_cannot_draw_is_refused() -> None:
     with pytest.raises(UserError, match="multiples of 2, got 33 and 32"):
         wrap_pipeline(stable_diffusion(), size=(33, 32))

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 
 def same_scores(sdpo: Run, run: Path, own: dict[str, Any], *extra: str) -> None:
-    """What `sdpo evaluate` finds is what the trainer found."""
+    """Evaluate a run's result with `sdpo evaluate`, and compare the scores with the trainer's own evaluation."""
     succeeded(sdpo("evaluate", str(run), "--steps", "1,4", "--images-per-prompt", "1", *extra))
     found = json.loads((run / "evaluation.json").read_text())
     assert found["prompts"] == own["prompts"]
@@ -43,7 +43,7 @@ def test_a_lora_run_end_to_end(sdpo: Run, tmp_path: Path, pipeline_path: Pipelin
     assert [row["epoch"] for row in found] == [1, 2]
     assert all(row["train/on_policy_log_ratio"] <= 1e-5 and row["train/grad_norm"] > 0 for row in found)
 
-    # Stopped after an epoch and resumed with its text encoders freed, it arrives at the same weights.
+    # A run that stops after one epoch and is resumed with freed text encoders ends with the same weights.
     succeeded(sdpo(*command, "epochs=1", "--output-dir", "again"))
     succeeded(sdpo(*command, "model.text_encoders=free", "--output-dir", "again"))
     weights = [load_file(tmp_path / run / "lora" / "pytorch_lora_weights.safetensors") for run in ("run", "again")]
@@ -51,7 +51,7 @@ def test_a_lora_run_end_to_end(sdpo: Run, tmp_path: Path, pipeline_path: Pipelin
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert any(weights[0][key].any() for key in weights[0] if "lora_B" in key)
 
-    # The LoRA loads by the pipeline's own loader and gives the image of `sdpo sample`.
+    # The pipeline's own loader loads the LoRA, and the pipeline draws the image of `sdpo sample`.
     succeeded(sdpo("sample", "run", "cat", "--steps", "2", "--seed", "3", "--compare", "-o", "both.png"))
     backbone = loaded(pipeline_path(name.split()[0]), name)
     base = image_of(backbone, name)
@@ -60,7 +60,7 @@ def test_a_lora_run_end_to_end(sdpo: Run, tmp_path: Path, pipeline_path: Pipelin
     assert np.abs(on_disk(tmp_path / "both.png") - expected).max() <= 2
     assert (expected[:, :SIDE] != expected[:, SIDE:]).any()
 
-    # The trainer's own weights, and those that were saved and loaded again, score alike on prompts never trained on.
+    # The weights in training, and the saved ones, have equal scores on prompts that were not trained on.
     (tmp_path / "unseen.txt").write_text("\n".join(UNSEEN))
     last = json.loads((tmp_path / "again" / "evaluation" / "epoch_0002.json").read_text())
     same_scores(sdpo, tmp_path / "again", last["unseen"], "--prompts", "unseen.txt")
@@ -83,16 +83,16 @@ def test_full_fine_tuning(sdpo: Run, tmp_path: Path, pipeline_path: Pipelines, n
     same_scores(sdpo, tmp_path / "run", json.loads((tmp_path / "run" / "evaluation" / "epoch_0001.json").read_text()))
 
 
-# -- a last step without density -------------------------------------------------------------------------------------
+# -- a deterministic last step ---------------------------------------------------------------------------------------
 
-# 8 trajectories of 3 steps: all are sampled; the first two are visited with a gradient, and by these algorithms once
-# more without, by the base model or before the first gradient.
+# 8 trajectories of 3 steps: sampling evaluates all steps, the update the first two. D3PO and REBEL evaluate those two
+# once more without gradient: for the base model, or before the first gradient.
 EVALUATIONS = {"sdpo": 24 + 16, "d3po": 24 + 2 * 16, "rebel": 24 + 2 * 16}
 
 
 @pytest.mark.parametrize("algorithm", EVALUATIONS)
 @pytest.mark.parametrize("name", ["LatentConsistencyModelPipeline", "FluxPipeline"])
-def test_the_update_never_visits_it(
+def test_the_update_skips_the_deterministic_last_step(
     sdpo: Run, tmp_path: Path, pipeline_path: Pipelines, name: str, algorithm: str
 ) -> None:
     few = ["epochs=1", f"algorithm={algorithm}", "evaluate.steps=[2]", "prompts.unseen=null"]
@@ -103,15 +103,15 @@ def test_the_update_never_visits_it(
 
 
 @pytest.mark.parametrize("name", ["LatentConsistencyModelPipeline", "FluxPipeline", SD_LCM])
-def test_a_single_step_has_nothing_to_learn_from(sdpo: Run, pipeline_path: Pipelines, name: str) -> None:
+def test_a_single_deterministic_step_is_refused(sdpo: Run, pipeline_path: Pipelines, name: str) -> None:
     result = sdpo("train", *overrides(pipeline_path, name), "sample.num_steps=1", "--output-dir", "run")
     assert result.returncode == 2 and "sample.num_steps=2 or more" in result.stderr
 
 
-# -- settings that a family lacks ------------------------------------------------------------------------------------
+# -- settings that a family does not support -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["SanaSprintPipeline", "StableDiffusionPipeline"])
-def test_a_noise_form_that_the_family_lacks_is_refused(sdpo: Run, pipeline_path: Pipelines, name: str) -> None:
+def test_an_unsupported_noise_form_is_refused(sdpo: Run, pipeline_path: Pipelines, name: str) -> None:
     result = sdpo("train", *overrides(pipeline_path, name), "sample.noise_form=flow_grpo", "--output-dir", "run")
     assert result.returncode == 2 and "sample.noise_form=flow_grpo is for flow models" in result.stderr

@@ -1,4 +1,4 @@
-"""The UNet families against the pipelines' own calls, on every scheduler that they can be sampled on."""
+"""Comparison of the UNet families with the pipelines' own calls, on every supported scheduler."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ancestral(**extra: Any) -> EulerAncestralDiscreteScheduler:
 
 V, SAMPLE = {"prediction_type": "v_prediction"}, {"prediction_type": "sample"}
 SD, XL = stable_diffusion, stable_diffusion_xl
-# Pipeline, scheduler, guidance scale.
+# Pipeline, scheduler and guidance scale of each case.
 WITHOUT_NOISE: dict[str, tuple[Callable[[], Any], Callable[[], Any], float]] = {
     "SD-Turbo on DDIM": (SD, lambda: ddim(set_alpha_to_one=False), 1.0),
     "SD, DDIM, final alpha 1, v": (SD, lambda: ddim(**V), 1.0),
@@ -62,14 +62,14 @@ WITHOUT_NOISE: dict[str, tuple[Callable[[], Any], Callable[[], Any], float]] = {
 
 
 @pytest.mark.parametrize("model", WITHOUT_NOISE)
-def test_without_noise_the_sampler_is_the_pipelines(model: str) -> None:
+def test_without_noise_latents_equal_the_pipelines(model: str) -> None:
     make, scheduler, guidance = WITHOUT_NOISE[model]
     backbone = wrapped(make)
     backbone.pipeline.scheduler = scheduler()
     check_parity(model, backbone, 0.0, guidance)
 
 
-# Schedulers that draw noise; the pipeline is given ours.
+# Schedulers that draw noise: the test hands the sampler's noise to the pipeline.
 WITH_NOISE: dict[str, tuple[Callable[[], Any], Callable[[], Any], float]] = {
     "SD, DDIM with η = 1, final alpha 0": (SD, lambda: ddim(set_alpha_to_one=False), 1.0),
     "SD, DDIM with η = 1": (SD, ddim, 3.0),
@@ -87,7 +87,7 @@ WITH_NOISE: dict[str, tuple[Callable[[], Any], Callable[[], Any], float]] = {
 
 
 @pytest.mark.parametrize("model", WITH_NOISE)
-def test_with_the_same_noise_the_sampler_is_the_pipelines(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_equal_noise_latents_equal_the_pipelines(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make, scheduler, guidance = WITH_NOISE[model]
     backbone = wrapped(make)
     backbone.pipeline.scheduler = scheduler()
@@ -100,7 +100,7 @@ def test_with_the_same_noise_the_sampler_is_the_pipelines(model: str, monkeypatc
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
 @pytest.mark.parametrize("make", [ddim, euler, ancestral])
 def test_a_step_from_timestep_0_is_its_clean_latent(make: Callable[..., Any], spacing: str) -> None:
-    """Where a schedule ends there, no noise is left to draw: no density, and the image is as in the pipeline's call."""
+    """A step from timestep 0 has no noise and no density, and its image equals the one of the pipeline's call."""
     backbone = wrapped(SD)
     backbone.pipeline.scheduler = make(timestep_spacing=spacing)
     denoiser = backbone.denoiser(4, 1.0)
@@ -113,8 +113,8 @@ def test_a_step_from_timestep_0_is_its_clean_latent(make: Callable[..., Any], sp
     assert ours.log_prob[:, :, :3].isfinite().all() and not ours.log_prob[:, :, 3].any()
 
 
-def test_all_that_the_network_is_told_matters() -> None:
-    """A comparison of two samplers says nothing about what neither of them uses."""
+def test_every_input_of_the_network_changes_its_output() -> None:
+    """Comparing two samplers reveals nothing about an input that neither of them uses."""
     for make in (SD, XL, latent_consistency):
         backbone = wrapped(make)
         one = backbone.encode(PROMPTS)
@@ -131,12 +131,12 @@ def test_all_that_the_network_is_told_matters() -> None:
                 assert (backbone.network(latents, timesteps, one, 8.5) - plain).abs().max() > 1e-4
 
 
-def test_a_large_xl_model_is_told_its_size() -> None:
+def test_an_xl_model_gets_the_image_size() -> None:
     assert wrapped(XL).encode(["a cat"])["time_ids"].tolist() == [[32, 32, 0, 0, 32, 32]]
     assert wrap_pipeline(XL()).encode(["a cat"])["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]]
 
 
-def test_an_empty_prompt_is_zeros_where_the_xl_model_says_so() -> None:
+def test_the_empty_prompt_is_zeros_where_the_xl_config_asks_for_zeros() -> None:
     backbone = wrapped(XL)
     assert backbone.pipeline.config.force_zeros_for_empty_prompt
     zeros = backbone.unconditional()
@@ -147,7 +147,7 @@ def test_an_empty_prompt_is_zeros_where_the_xl_model_says_so() -> None:
     check_parity("SDXL, guided from an empty prompt", backbone, 0.0, 3.0)
 
 
-# -- what is refused and replaced ---------------------------------------------------------------------------------
+# -- refused and replaced schedulers ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_schedules_without_a_transition_are_refused(
         backbone.denoiser(steps, eta)
 
 
-def test_another_scheduler_takes_over_the_noise_levels() -> None:
+def test_a_replaced_scheduler_keeps_the_noise_levels() -> None:
     pipeline = SD()
     pipeline.scheduler = ddim(**V)
     backbone = wrap_pipeline(pipeline, scheduler={"name": "LCMScheduler", "original_inference_steps": 20})
@@ -189,9 +189,9 @@ def test_another_scheduler_takes_over_the_noise_levels() -> None:
         ({"name": "DDIMSchedule"}, "diffusers has no scheduler 'DDIMSchedule'.*EulerDiscreteScheduler"),
         ({"name": "DiffusionPipeline"}, "no scheduler"),
         ({"spacing": "trailing"}, "no setting 'spacing'.*timestep_spacing"),
-        ({"beta_schedule": "straight"}, "cannot be set up like that.*straight"),
+        ({"beta_schedule": "straight"}, "rejects these settings.*straight"),
     ],
 )
-def test_a_scheduler_that_there_is_not(settings: dict[str, Any], words: str) -> None:
+def test_an_unknown_scheduler_or_setting_is_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         wrap_pipeline(SD(), scheduler=settings)

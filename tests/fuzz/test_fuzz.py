@@ -13,7 +13,7 @@ from helpers.command_line import Run
 from helpers.mutations import contents, damage, time_limit, unsettle
 
 from sdpo import Config
-from sdpo.config.schema import PRESETS
+from sdpo.config.load import PRESETS
 
 TEXT = (PRESETS / "emoji.yaml").read_bytes()
 HOSTILE = [

@@ -11,7 +11,7 @@ from sdpo.method.advantages import StepwiseNormalizer
 from sdpo.method.algorithms import sdpo_loss
 from sdpo.method.credit import discounted_returns
 from sdpo.method.denoisers import DDIM
-from sdpo.method.dense_rewards import anchor_steps, query_steps, similarity, spread_rewards
+from sdpo.method.dense_rewards import anchor_steps, interpolate, query_steps, similarities, similarity
 from sdpo.method.gaussian import log_prob
 
 GOLDEN = np.load(Path(__file__).parent / "sdpo_steps.npz")
@@ -53,7 +53,8 @@ def test_dense_rewards(steps: int) -> None:
     queried = query_steps(x0)
     for name, column in (("first", 0), ("last", 1), ("anchor", 2)):
         assert_golden(similarity(x0, queried[:, column]), key + f"sim_{name}", atol=1e-6)
-    assert_golden(spread_rewards(x0, queried, every.gather(1, queried)), key + "dense_reward", atol=1e-6)
+    dense = interpolate(similarities(x0, queried), queried, every.gather(1, queried))
+    assert_golden(dense, key + "dense_reward", atol=1e-6)
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -80,7 +81,10 @@ def test_objective_and_gradients(key: str) -> None:
         pair("old_log_prob"),
         pair("advantage"),
         golden(f"{key}.step_index"),
+        torch.ones(len(new)),
         clip_range=clip,
+        advantage_clip=5.0,
+        temporal_decay=0.99,
         log_ratio_scale=scale,
     )
     output.loss.backward()

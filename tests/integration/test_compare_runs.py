@@ -1,4 +1,4 @@
-"""`sdpo compare` as it trains: every algorithm, interruption and repetition, failing runs, child processes."""
+"""`sdpo compare` that trains: every algorithm, interruption and repetition, failing runs, child processes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch
 from helpers.command_line import Run
 
 from sdpo import Config, Trainer
-from sdpo.commands.compare.execute import train_missing
 from sdpo.commands.compare.plan import plan_runs
+from sdpo.commands.compare.training import train_missing
 from sdpo.method.algorithms import ALGORITHMS
 
 VARIANTS = """
@@ -28,7 +28,7 @@ crashing: {rewards: {colorfulness: 1.0}, prompts: {train: [explode]}}
 
 @pytest.fixture
 def command(tmp_path: Path, tiny_overrides: list[str]) -> list[str]:
-    """A comparison that needs names: a file of settings and one of variants."""
+    """Return the start of a command, up to the names to compare; write its settings and variants."""
     config = Config.load("emoji", [*tiny_overrides, "lora={rank: 2, alpha: 4}"])
     (tmp_path / "tiny.yaml").write_text(config.to_yaml())
     (tmp_path / "variants.yaml").write_text(VARIANTS)
@@ -37,7 +37,7 @@ def command(tmp_path: Path, tiny_overrides: list[str]) -> list[str]:
 
 
 def numbers(folder: Path) -> list[dict[str, str]]:
-    """The rows of the CSV, without the time."""
+    """Return the rows of the CSV without the time."""
     return [row | {"seconds": ""} for row in csv.DictReader((folder / "comparison.csv").open())]
 
 
@@ -70,7 +70,7 @@ def test_every_algorithm_interrupted_and_repeated(
     assert repeated.returncode == 0 and "1 of 6 runs are finished" in repeated.stdout, repeated.stderr
     assert numbers(tmp_path / "pieces") == rows
 
-    # Without weights, checkpoints and pages the runs still count, by their numbers.
+    # Runs without weights, checkpoints and pages count as finished by their numbers.
     for run in (tmp_path / "pieces" / "runs").iterdir():
         for name in ("checkpoints", "lora"):
             shutil.rmtree(run / name)
@@ -154,7 +154,7 @@ def test_an_interrupt_ends_the_processes(
         raise KeyboardInterrupt
 
     fake = SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL)
-    monkeypatch.setattr("sdpo.commands.compare.execute.subprocess", fake)
-    monkeypatch.setattr("sdpo.commands.compare.execute.time", SimpleNamespace(sleep=interrupt))
+    monkeypatch.setattr("sdpo.commands.compare.training.subprocess", fake)
+    monkeypatch.setattr("sdpo.commands.compare.training.time", SimpleNamespace(sleep=interrupt))
     assert sdpo(*command, "sdpo,ddpo,rebel", "--output-dir", "out", "--processes", "2").returncode == 130
     assert len(started) == 2 and all(process.poll() is not None for process in started)

@@ -1,4 +1,4 @@
-"""One, two and four processes make one run; when one fails, all end and the first says why; rank 0 alone writes."""
+"""One, two and four processes make the same run; when one fails, all end; only the main process writes files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import small_run as micro
+from helpers import small_run
 from helpers.launched_processes import ended, launch
 
 from sdpo import Trainer
@@ -32,7 +32,7 @@ def reward(images, prompts, metadata):
 
 
 def train(model: Path, run: Path, epochs: int, synchronised: bool = True) -> None:
-    """Train, and leave what each process saw in the run's neighbour folder."""
+    """Train, and record each process's samples, weights and written files beside the run's directory."""
     rank = int(os.environ["RANK"])
     seen: list[dict[str, Any]] = []
     written: list[str] = []
@@ -43,7 +43,7 @@ def train(model: Path, run: Path, epochs: int, synchronised: bool = True) -> Non
             written.append(f"{event} {arguments[0]}")
 
     sys.addaudithook(watch)
-    trainer = Trainer(micro.config(model, run, epochs=epochs, **SETTINGS))
+    trainer = Trainer(small_run.config(model, run, epochs=epochs, **SETTINGS))
     update = trainer.updater.run
 
     def watched(trajectories: Any, advantages: torch.Tensor, *rest: Any) -> Any:
@@ -68,9 +68,9 @@ def train(model: Path, run: Path, epochs: int, synchronised: bool = True) -> Non
 
 @pytest.fixture(scope="module")
 def runs(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, list[dict[str, Any]]]:
-    """What each rank of 1, 2 and 4 processes saw; of 2 that do not average their gradients; of resumed mixtures."""
+    """Records of each rank: of 1, 2 and 4 processes, of 2 without averaged gradients, and of resumed runs."""
     folder = tmp_path_factory.mktemp("processes")
-    legs = {
+    launches = {
         1: [(1, 3)],
         2: [(2, 3)],
         4: [(4, 3)],
@@ -79,7 +79,7 @@ def runs(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "1 then 2": [(1, 2), (2, 3)],
     }
     found = {}
-    for name, stages in legs.items():
+    for name, stages in launches.items():
         run = folder / str(name).replace(" ", "_")
         for count, epochs in stages:
             logs = folder / f"{run.name}.logs"
@@ -88,12 +88,12 @@ def runs(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
             )
             assert codes == [0] * count, texts
         found[name] = [torch.load(f"{run}.rank{rank}.pt") for rank in range(stages[-1][0])]
-        found[name][0]["rows"] = micro.rows(run)
+        found[name][0]["rows"] = small_run.rows(run)
     return found
 
 
 def together(ranks: list[dict[str, Any]], epoch: int, name: str) -> Any:
-    """A quantity of all ranks, in the order of the global sample index."""
+    """A quantity from all ranks, in the order of the global sample index."""
     index = torch.cat([rank["seen"][epoch]["index"] for rank in ranks])
     assert sorted(index.tolist()) == list(range(16))
     if name == "prompts":
@@ -103,7 +103,7 @@ def together(ranks: list[dict[str, Any]], epoch: int, name: str) -> Any:
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_samples_rewards_advantages_and_weights_do_not_depend_on_the_number(
+def test_samples_advantages_and_weights_do_not_depend_on_the_number_of_processes(
     runs: dict[Any, list[dict[str, Any]]], count: int
 ) -> None:
     one, several = runs[1], runs[count]
@@ -122,26 +122,26 @@ def test_samples_rewards_advantages_and_weights_do_not_depend_on_the_number(
     assert all(rank["written"] == [] for rank in several[1:]) and several[0]["written"]
 
 
-def test_without_the_averaging_of_gradients_it_would_show(runs: dict[Any, list[dict[str, Any]]]) -> None:
+def test_without_averaged_gradients_the_weights_differ(runs: dict[Any, list[dict[str, Any]]]) -> None:
     one, (first, second) = runs[1][0]["weights"], (rank["weights"] for rank in runs["unsynchronised"])
     assert max((first[n] - second[n]).abs().max() for n in one) > 1e-4
     assert max((first[n] - one[n]).abs().max() for n in one) > 1e-4
 
 
 @pytest.mark.parametrize("stages", ["2 then 1", "1 then 2"])
-def test_a_run_goes_on_with_another_number(runs: dict[Any, list[dict[str, Any]]], stages: str) -> None:
+def test_a_run_is_resumed_by_another_number_of_processes(runs: dict[Any, list[dict[str, Any]]], stages: str) -> None:
     for name, weight in runs[1][0]["weights"].items():
         torch.testing.assert_close(runs[stages][0]["weights"][name], weight, atol=1e-5, rtol=0)
     assert [row["epoch"] for row in runs[stages][0]["rows"]] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("how", ["raises", "killed"])
-def test_one_that_fails_ends_all(
+def test_a_process_that_fails_ends_the_run(
     tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     (tmp_path / "mine.py").write_text(REWARD)
     settings = {**SETTINGS, "rewards": {"mine:reward": 1.0}, "checkpoint": {"every": 100}}
-    command = micro.arguments(tiny_pipeline, tmp_path / "run", epochs=6, **settings)
+    command = small_run.arguments(tiny_pipeline, tmp_path / "run", epochs=6, **settings)
     logs = tmp_path / "logs"
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -158,11 +158,11 @@ def test_one_that_fails_ends_all(
         assert codes == [2, -signal.SIGKILL]
         assert len(errors[0]) == 1 and "another process of this run has ended" in errors[0][0]
     saved = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
-    assert len(saved) == 1 and int(saved[0]) == len(micro.rows(tmp_path / "run")) >= 1, "the last epoch is not lost"
+    assert len(saved) == 1 and int(saved[0]) == len(small_run.rows(tmp_path / "run")) >= 1, "the last epoch is not lost"
 
 
 def test_uneven_batches_are_refused_before_anything_starts(tiny_pipeline: Path, tmp_path: Path) -> None:
-    command = micro.arguments(tiny_pipeline, tmp_path / "run", **SETTINGS)
+    command = small_run.arguments(tiny_pipeline, tmp_path / "run", **SETTINGS)
     codes, texts = ended(launch(3, main, command, logs=tmp_path / "logs"), tmp_path / "logs")
     assert codes == [2, 2, 2] and not (tmp_path / "run").exists()
     assert any("train.batch_size=9 with sample.prompts_per_epoch=18" in text for text in texts)

@@ -1,8 +1,9 @@
-"""A launch that shards makes the same run as one process, and either goes on with what the other has left."""
+"""A sharded launch makes the same run as one process, and each resumes the other's runs."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from helpers import small_run as micro
+from helpers import small_run
 from helpers.command_line import Run
 from helpers.launched_processes import ended, launch
 
@@ -27,10 +28,10 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
 SETTINGS: dict[str, Any] = dict(
     sample={"prompts_per_epoch": 8},
-    train={"batch_size": 4, "micro_batch": 1, "kl_weight": 0.1},  # gradients gathered over calls; the base model asked
-    evaluate={"every": 2, "steps": [1, 2]},  # of three prompts: one process draws two images, the other one
+    train={"batch_size": 4, "micro_batch": 1, "kl_weight": 0.1},  # several calls a step, and the base model
+    evaluate={"every": 2, "steps": [1, 2]},  # three prompts: the processes draw two images and one
 )
-# With a small ε, AdamW makes steps of one size of gradients that are rounding and no more.
+# With a small ε, AdamW makes full-sized steps from gradients that are only rounding.
 ALL_WEIGHTS: dict[str, Any] = {
     **SETTINGS,
     "lora": None,
@@ -44,7 +45,7 @@ has_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None
 def train(model: Path, run: Path, epochs: int, settings: dict[str, Any]) -> None:
     settings, dtype = dict(settings), settings.get("dtype", "float32")
     settings.pop("dtype", None)
-    config = micro.config(model, run, epochs=epochs, **settings)
+    config = small_run.config(model, run, epochs=epochs, **settings)
     trainer = Trainer(config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})}))
     trainer.train()
     network = list(trainer.backbone.network_module.parameters())
@@ -53,8 +54,8 @@ def train(model: Path, run: Path, epochs: int, settings: dict[str, Any]) -> None
     run.with_suffix(f".rank{trainer.processes.rank}.json").write_text(json.dumps({"held": held, "kind": kind}))
 
 
-class Legs:
-    """Runs of three epochs, each trained once, by what was launched for its epochs."""
+class LaunchedRuns:
+    """Runs of three epochs in one or several launches; a run that several tests use is trained once."""
 
     def __init__(self, model: Path, folder: Path) -> None:
         self.model = model
@@ -62,7 +63,7 @@ class Legs:
         self.made: dict[str, Path] = {}
 
     def run(self, settings: dict[str, Any], *stages: tuple[int, int, dict[str, str]]) -> Path:
-        """The directory of a run; a stage is the number of processes, the epochs, and what accelerate would set."""
+        """The directory of a run. A stage is a launch: number of processes, last epoch, environment variables."""
         key = repr((settings, stages))
         if key not in self.made:
             run = self.made[key] = self.folder / str(len(self.made))
@@ -76,8 +77,8 @@ class Legs:
 
 
 @pytest.fixture(scope="module")
-def legs(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Legs]:
-    yield Legs(tiny_pipeline, tmp_path_factory.mktemp("sharding"))
+def runs(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchedRuns]:
+    yield LaunchedRuns(tiny_pipeline, tmp_path_factory.mktemp("sharding"))
 
 
 def last(run: Path) -> Checkpoint:
@@ -85,7 +86,7 @@ def last(run: Path) -> Checkpoint:
 
 
 def assert_alike(one: Path, other: Path) -> None:
-    """Weights, averages, moments and metrics, up to the order of sums."""
+    """Weights, averages, moments and metrics agree, up to the order of sums."""
     left, right = last(one), last(other)
     assert left.weights.keys() == right.weights.keys() and left.ema.keys() == right.ema.keys() != set()
     for name, weight in left.weights.items():
@@ -97,7 +98,7 @@ def assert_alike(one: Path, other: Path) -> None:
         assert moments["step"] == after[i]["step"] > 0
         for moment in ("exp_avg", "exp_avg_sq"):
             torch.testing.assert_close(after[i][moment], moments[moment], atol=1e-4, rtol=1e-2)
-    for expected, found in zip(micro.rows(one), micro.rows(other), strict=True):
+    for expected, found in zip(small_run.rows(one), small_run.rows(other), strict=True):
         assert expected.keys() == found.keys()
         for name, value in expected.items():
             assert value is None or found[name] == pytest.approx(value, rel=5e-3, abs=2e-5), name
@@ -108,58 +109,60 @@ both = pytest.mark.parametrize("environment", [FSDP, pytest.param(ZERO, marks=ha
 
 @both
 @pytest.mark.parametrize("settings", [SETTINGS, ALL_WEIGHTS, TRAJECTORIES], ids=["lora", "all weights", "trajectories"])
-def test_a_sharded_run_is_the_run(legs: Legs, settings: dict[str, Any], environment: dict[str, str]) -> None:
-    split = legs.run(settings, (2, 3, environment))
-    assert_alike(legs.run(settings, (1, 3, {})), split)
+def test_a_sharded_run_equals_an_unsharded_one(
+    runs: LaunchedRuns, settings: dict[str, Any], environment: dict[str, str]
+) -> None:
+    split = runs.run(settings, (2, 3, environment))
+    assert_alike(runs.run(settings, (1, 3, {})), split)
     for rank in (0, 1):
         seen = json.loads(split.with_suffix(f".rank{rank}.json").read_text())
         if environment is ZERO:
-            assert seen == {"kind": "ZeROOptimization", "held": 1.0}
+            assert seen == {"kind": "ZeRO2Optimization", "held": 1.0}
         elif settings is ALL_WEIGHTS:
-            assert seen["kind"] == "ShardedOptimization" and 0.48 < seen["held"] < 0.52
+            assert seen["kind"] == "FSDP2Optimization" and 0.48 < seen["held"] < 0.52
         else:
             assert seen["kind"] == "Optimization" and 0.5 < seen["held"] < 0.6, "the LoRA is whole on both"
 
 
 @both
 @pytest.mark.parametrize("settings", [SETTINGS, ALL_WEIGHTS], ids=["lora", "all weights"])
-@pytest.mark.parametrize("first", ["sharded", "alone"])
-def test_either_goes_on_with_what_the_other_left(
-    legs: Legs, settings: dict[str, Any], environment: dict[str, str], first: str
+@pytest.mark.parametrize("first", ["sharded", "unsharded"])
+def test_sharded_and_unsharded_launches_resume_each_other(
+    runs: LaunchedRuns, settings: dict[str, Any], environment: dict[str, str], first: str
 ) -> None:
     stages = [(2, 2, environment), (1, 3, {})] if first == "sharded" else [(1, 2, {}), (2, 3, environment)]
-    assert_alike(legs.run(settings, (1, 3, {})), legs.run(settings, *stages))
+    assert_alike(runs.run(settings, (1, 3, {})), runs.run(settings, *stages))
 
 
-def test_weights_may_stay_gathered_after_the_forward_pass(legs: Legs) -> None:
-    """They are kept until the update's backward pass, and no longer."""
+def test_weights_may_stay_gathered_after_the_forward_pass(runs: LaunchedRuns) -> None:
+    """Gathered weights are kept until the update's backward pass frees them."""
     kept = {**FSDP, "FSDP_RESHARD_AFTER_FORWARD": "false", "FSDP_AUTO_WRAP_POLICY": "NO_WRAP"}
-    assert_alike(legs.run(ALL_WEIGHTS, (1, 3, {})), legs.run(ALL_WEIGHTS, (2, 3, kept)))
+    assert_alike(runs.run(ALL_WEIGHTS, (1, 3, {})), runs.run(ALL_WEIGHTS, (2, 3, kept)))
 
 
-def test_parts_of_unequal_size(legs: Legs) -> None:
+def test_shards_of_unequal_size(runs: LaunchedRuns) -> None:
     """Three processes: neither the weights nor the images of an evaluation divide evenly."""
     settings = {**ALL_WEIGHTS, "sample": {"prompts_per_epoch": 6}, "train": {**ALL_WEIGHTS["train"], "batch_size": 3}}
-    assert_alike(legs.run(settings, (1, 3, {})), legs.run(settings, (3, 3, FSDP)))
+    assert_alike(runs.run(settings, (1, 3, {})), runs.run(settings, (3, 3, FSDP)))
 
 
 @both
-def test_bfloat16(legs: Legs, environment: dict[str, str]) -> None:
-    """Sampling and update round alike, so that the log-ratio before the first update is 0; and something is learned."""
+def test_bfloat16(runs: LaunchedRuns, environment: dict[str, str]) -> None:
+    """Sampling and update round alike, so that the log-ratio before the first update is 0, and the weights change."""
     settings = {**ALL_WEIGHTS, "dtype": "bfloat16", "sample": {**ALL_WEIGHTS["sample"], "micro_batch": 1}}
-    run = legs.run(settings, (2, 3, environment))
-    assert [row["train/on_policy_log_ratio"] for row in micro.rows(run)] == [0.0] * 3
+    run = runs.run(settings, (2, 3, environment))
+    assert [row["train/on_policy_log_ratio"] for row in small_run.rows(run)] == [0.0] * 3
     weights = CheckpointStore(run / "checkpoints")
     first, second = (weights.load(epoch).weights for epoch in (1, 3))
     assert all(w.dtype == torch.float32 for w in second.values()) and any((first[n] != second[n]).any() for n in first)
 
 
-def test_the_result_is_a_pipeline_like_any_other(legs: Legs) -> None:
+def test_the_result_loads_as_an_unsharded_run_does(runs: LaunchedRuns) -> None:
     for settings, load in ((ALL_WEIGHTS, "model"), (SETTINGS, "lora")):
-        alone, split = legs.run(settings, (1, 3, {})), legs.run(settings, (2, 3, FSDP))
+        alone, split = runs.run(settings, (1, 3, {})), runs.run(settings, (2, 3, FSDP))
         found = []
         for run in (alone, split):
-            pipeline = DiffusionPipeline.from_pretrained(run / "model" if load == "model" else legs.model)
+            pipeline = DiffusionPipeline.from_pretrained(run / "model" if load == "model" else runs.model)
             if load == "lora":
                 pipeline.load_lora_weights(run / "lora")
             found.append({n: p.detach() for n, p in pipeline.unet.named_parameters()})
@@ -169,18 +172,20 @@ def test_the_result_is_a_pipeline_like_any_other(legs: Legs) -> None:
 
 
 @both
-def test_what_is_not_finite_skips_the_step_on_all(legs: Legs, environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_skips_the_step_on_every_rank(
+    runs: LaunchedRuns, environment: dict[str, str], tmp_path: Path
+) -> None:
     logs = tmp_path / "logs"
-    codes, texts = ended(launch(2, train_spoiled, legs.model, tmp_path / "run", logs=logs, **environment), logs)
+    codes, texts = ended(launch(2, train_spoiled, runs.model, tmp_path / "run", logs=logs, **environment), logs)
     assert codes == [0, 0], texts
-    assert [row["train/skipped_steps"] for row in micro.rows(tmp_path / "run")] == [1, 0]
+    assert [row["train/skipped_steps"] for row in small_run.rows(tmp_path / "run")] == [1, 0]
     assert "was not finite; its optimizer step, and others like it, were skipped" in texts[0]
 
 
 def train_spoiled(model: Path, run: Path) -> None:
-    """The third loss of the second process is infinite, though its gradients are not."""
+    """Train with an infinite third loss, of finite gradients, on the second process."""
     train = {**ALL_WEIGHTS["train"], "on_nonfinite": "skip"}
-    trainer = Trainer(micro.config(model, run, epochs=2, **{**ALL_WEIGHTS, "train": train}))
+    trainer = Trainer(small_run.config(model, run, epochs=2, **{**ALL_WEIGHTS, "train": train}))
     loss, calls = type(trainer.algorithm).loss, 0
 
     def spoiled(self: Any, batch: Any) -> Any:
@@ -194,8 +199,8 @@ def train_spoiled(model: Path, run: Path) -> None:
     trainer.train()
 
 
-def test_one_that_fails_ends_all(tiny_pipeline: Path, tmp_path: Path) -> None:
-    """While the others wait for it inside the network."""
+def test_a_killed_process_ends_the_run(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """The other process waits inside the network at that moment."""
     codes, texts = ended(
         launch(2, fail, tiny_pipeline, tmp_path / "run", logs=tmp_path / "logs", **FSDP), tmp_path / "logs"
     )
@@ -204,8 +209,8 @@ def test_one_that_fails_ends_all(tiny_pipeline: Path, tmp_path: Path) -> None:
 
 
 def fail(model: Path, run: Path) -> int:
-    """The second process is killed in the middle of sampling."""
-    command = micro.arguments(model, run.with_name(f"run{os.environ['RANK']}"), epochs=6, **SETTINGS)
+    """Train, and kill the second process in the middle of sampling."""
+    command = small_run.arguments(model, run.with_name(f"run{os.environ['RANK']}"), epochs=6, **SETTINGS)
     transition, calls = Policy.transition, 0
 
     def killed(self: Policy, *arguments: Any) -> Any:
@@ -234,7 +239,7 @@ def fail(model: Path, run: Path) -> int:
         ),
     ],
 )
-def test_what_nobody_does_is_refused(
+def test_unsupported_launches_are_refused(
     sdpo: Run, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
 ) -> None:
     for name, value in environment.items():
@@ -243,8 +248,36 @@ def test_what_nobody_does_is_refused(
     assert result.returncode == 2 and message in result.stderr and not Path("run").exists()
 
 
-def test_blocks_that_are_not_there_are_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
-    command = micro.arguments(tiny_pipeline, tmp_path / "run", **SETTINGS)
+RECORDER = """
+import os
+class Recorder:
+    seen = []
+    def __init__(self):
+        self.seen.append(os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"])
+    def __call__(self, images, prompts, metadata):
+        return images.mean((1, 2, 3))
+"""
+
+
+def test_every_rank_loads_all_weights(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading the model and the rewards overrides a launch that asks for weights on the first rank alone."""
+    name, seen, load = "FSDP_CPU_RAM_EFFICIENT_LOADING", [], DiffusionPipeline.from_pretrained
+    (tmp_path / "recorder.py").write_text(RECORDER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(name, "true")
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        seen.append(os.environ[name])
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", recorded)
+    Trainer(small_run.config(tiny_pipeline, tmp_path / "run", rewards={"recorder:Recorder": 1.0}))
+    recorder: Any = importlib.import_module("recorder")
+    assert seen == recorder.Recorder.seen == ["false"] and os.environ[name] == "true"
+
+
+def test_unknown_blocks_are_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
+    command = small_run.arguments(tiny_pipeline, tmp_path / "run", **SETTINGS)
     blocks = {**FSDP, "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaLayer"}
     codes, texts = ended(launch(2, main, command, logs=tmp_path / "logs", **blocks), tmp_path / "logs")
     assert codes == [2, 2] and any("wraps LlamaLayer" in t and "BasicTransformerBlock" in t for t in texts), texts

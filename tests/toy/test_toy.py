@@ -17,6 +17,7 @@ from sdpo.loop.rollout import final_images, rollout
 from sdpo.loop.scoring import Scorer
 from sdpo.method.advantages import GroupNormalizer, Normalizer, PairNormalizer, StepwiseNormalizer
 from sdpo.method.algorithms import ALGORITHMS
+from sdpo.method.reward_plans import AllSteps, FinalStep
 from sdpo.prompts import Prompt
 
 
@@ -72,6 +73,6 @@ def test_every_algorithm_learns(name: str) -> None:
 
 
 def test_sdpo_learns_with_pair_normalisation_every_plan_and_more_branches() -> None:
-    for setting in ({}, {"reward_plan": "all"}, {"reward_plan": "final"}, {"branches": 4}):
+    for setting in ({}, {"reward_plan": AllSteps()}, {"reward_plan": FinalStep()}, {"branches": 4}):
         before, after = learn(PairNormalizer(), **setting)
         assert all(after[steps] > before[steps] + 0.2 for steps in before), (setting, before, after)

@@ -1,9 +1,25 @@
-"""What an import loads: `import sdpo` no heavy library, the trainer no reward model."""
+"""The imports of commands and modules: listings and messages import no heavy library, the trainer no reward model."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+
+import pytest
+
+HEAVY = {"accelerate", "diffusers", "numpy", "peft", "torch", "transformers"}
+
+
+@pytest.mark.parametrize(
+    "command", ["--help", "--version", "train --help", "presets", "rewards", "train emoji epoch=1"]
+)
+def test_listings_and_messages_import_no_heavy_library(command: str) -> None:
+    call = [sys.executable, "-X", "importtime", "-m", "sdpo", *command.split()]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    times = [line.split("|") for line in done.stderr.splitlines() if line.startswith("import time:")]
+    imported = {columns[2].strip().split(".")[0] for columns in times}
+    assert "sdpo" in imported and not HEAVY & imported, HEAVY & imported
+    assert done.returncode == (2 if "epoch=1" in command else 0), done.stderr
 
 
 def test_importing_sdpo_imports_no_heavy_library() -> None:

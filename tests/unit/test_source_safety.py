@@ -19,7 +19,14 @@ CALLS = {"eval", "exec", "compile", "__import__", "breakpoint"}
 ATTRIBUTES = {"os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "torch.hub"}
 ATTRIBUTES |= {"yaml.Loader", "yaml.UnsafeLoader", "yaml.FullLoader", "pandas.read_pickle", "runpy.run_path"}
 # The only places that import by name: what comes with the package, torchvision, and the user's own reward.
-IMPORTERS = {"__init__.py", "system/torchvision.py", "backbones/load.py", "rewards/base.py"}
+IMPORTERS = {
+    "__init__.py",
+    "rewards/__init__.py",
+    "system/torchvision.py",
+    "backbones/load.py",
+    "system/dotted_path.py",
+    "method/lazy_torch.py",
+}
 
 
 def dotted(node: ast.expr) -> str:

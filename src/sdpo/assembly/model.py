@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from sdpo.backbones import PipelineBackbone, load_backbone, wrap_pipeline
 from sdpo.config import Config
-from sdpo.config.schema import ModelConfig
+from sdpo.config.sections import ModelConfig
+from sdpo.distributed.launch import loading_everywhere
 from sdpo.errors import UserError, cause
 from sdpo.loop.micro_batch import sampling_call, update_call
 from sdpo.loop.policy import Policy, PromptEmbeddings
@@ -46,6 +46,7 @@ def describe_pipeline(model: ModelConfig, pipeline: Any) -> dict[str, Any]:
     return {**model.model_dump(), "path": str(origin), "dtype": dtype}
 
 
+@loading_everywhere()
 def load_model(
     config: Config, device: torch.device, pipeline: Any = None, place: torch.device | None = None
 ) -> PipelineBackbone:

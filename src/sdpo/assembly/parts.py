@@ -29,7 +29,6 @@ from sdpo.method.algorithms import Algorithm
 from sdpo.method.denoisers import Denoiser
 from sdpo.method.types import Trajectories
 from sdpo.prompts import Prompt
-from sdpo.rewards.base import PlacedReward
 
 
 @dataclass(frozen=True)

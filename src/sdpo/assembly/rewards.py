@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from sdpo.config import Config
+from sdpo.distributed.launch import loading_everywhere
 from sdpo.distributed.processes import check_device
 from sdpo.rewards.base import PlacedReward, Reward
 from sdpo.rewards.registry import load_reward
 
 
+@loading_everywhere()
 def load_rewards(
     config: Config, names: Iterable[str], device: torch.device, own: Mapping[str, Reward] | None = None
 ) -> dict[str, PlacedReward]:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from sdpo.config import Config
-from sdpo.config.schema import TrainConfig
+from sdpo.config.sections import TrainConfig
 from sdpo.distributed.launch import Sharding
 from sdpo.distributed.processes import Processes
 from sdpo.distributed.shard import make_optimization

@@ -1,4 +1,4 @@
-"""What the loop needs of a model."""
+"""The interface between a text-to-image model and the training loop."""
 
 from __future__ import annotations
 
@@ -13,69 +13,77 @@ from torch import Tensor, nn
 from sdpo.method.denoisers import Denoiser
 
 Conditioning = dict[str, Tensor]
-"""What a prompt becomes: named tensors whose first axis counts prompts, of shapes that do not depend on the prompt.
+"""An encoded batch of prompts: named tensors whose first axis counts prompts.
 
-Embeddings of varying length are padded to one length and come with a mask, so that prompts can share a batch.
+Shapes do not depend on the prompt. Embeddings of varying length are padded to one length and come with a mask, so that
+different prompts can share a batch.
 """
 
 Guidance = Literal["classifier-free", "embedded", "none"]
 
 
 class Backbone(ABC):
-    """A text-to-image model taken apart for the loop: encode, network, decode, and the parameters to train.
+    """A text-to-image model, split into the parts that the loop calls: encode, network, decode, trained parameters.
 
     Attributes:
-        network_module: the denoising network (with its LoRA, if any).
-        latent_shape: of one sample as the loop holds it, (C, H, W); `network` may pack it inside.
-        device: where the network runs.
-        guidance: how the network takes a guidance scale. `classifier-free`: not at all, the policy asks twice;
-            `embedded`: as an input, one call does both; `none`: it has no use for one.
-        is_sharded: whether the network's weights are spread over processes, which must then call it equally often.
+        network_module: the denoising network, with its LoRA if it has one.
+        latent_shape: shape of one sample's latents in the loop, (C, H, W); `network` may pack them for its own use.
+        device: device that the network computes on.
+        guidance: how the network is guided. `classifier-free`: the policy evaluates it twice, with and without the
+            prompt; `embedded`: the guidance scale is an input of the network, and one evaluation is enough; `none`: the
+            network was distilled to sample without guidance and accepts no scale.
     """
 
     network_module: nn.Module
     latent_shape: tuple[int, ...]
     device: torch.device
     guidance: Guidance = "classifier-free"
-    is_sharded: bool = False
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the network's weights are sharded over ranks, which must then call the network equally often."""
+        return False
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Text embeddings of N prompts; without gradient."""
+        """Encode N prompts, without gradient; every tensor is [N, ...]."""
 
     def unconditional(self) -> Conditioning:
-        """The embedding, [1, ...], that classifier-free guidance leads away from."""
+        """Encode the empty prompt of classifier-free guidance; every tensor is [1, ...]."""
         return self.encode([""])
 
     @abstractmethod
     def network(
         self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
     ) -> Tensor:
-        """The network's raw output for latents [N, C, H, W], of their shape.
+        """Evaluate the denoising network.
 
         Args:
-            latents: noisy, float32.
-            timesteps: the denoiser's, [N].
-            conditioning: tensors [N, ...].
-            guidance_scale: for networks whose guidance is `embedded`; others are never given one.
+            latents: Noisy latents, float32 [N, C, H, W].
+            timesteps: Timesteps as the denoiser counts them, [N].
+            conditioning: The encoded prompts, tensors [N, ...].
+            guidance_scale: Guidance scale of networks whose `guidance` is `embedded`; 1 for all others.
+
+        Returns:
+            The network's raw output, [N, C, H, W].
         """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Images, float32 [N, 3, H, W] in [0, 1], of clean latents; without gradient."""
+        """Decode clean latents [N, C, H, W] to images, float32 [N, 3, H, W] in [0, 1], without gradient."""
 
     @abstractmethod
     def denoiser(self, num_steps: int, eta: float) -> Denoiser:
-        """The family's transitions on this model's own schedule.
+        """Build the transitions of `num_steps` sampling steps with noise level η, on this model's own schedule.
 
         Raises:
-            UserError: if the schedule cannot give that many steps, or the family has no transition of that η.
+            UserError: The schedule has no such number of steps, or the model's family has no transition with that η.
         """
 
     @abstractmethod
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters to train by name, float32."""
+        """The parameters to train, float32, by name."""
 
     @abstractmethod
     def reference(self) -> AbstractContextManager[Any]:
-        """A context in which the network is the base model: LoRA off, or the initial weights swapped in."""
+        """A context in which the network is the base model: the LoRA is off, or the initial weights are swapped in."""

@@ -1,9 +1,10 @@
-"""A LoRA's weights under the names that ComfyUI reads; diffusers reads the same files."""
+"""Conversion of a LoRA's weights to the names that ComfyUI reads; diffusers reads the converted files too."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,6 @@ from torch import Tensor
 
 from sdpo.errors import UserError
 
-_DOTTED = {"FluxPipeline": "transformer", "ZImagePipeline": "diffusion_model"}
-# diffusers refuses a file with `alpha` entries for this class; both programs take a missing one for the rank.
-_WITHOUT_ALPHA = {"StableDiffusion3Pipeline": "transformer"}
 _FLUX2_BLOCKS = (
     (r"transformer_blocks\.(\d+)\.attn\.to_[qkv]", r"double_blocks_\1_img_attn_qkv"),
     (r"transformer_blocks\.(\d+)\.attn\.add_[qkv]_proj", r"double_blocks_\1_txt_attn_qkv"),
@@ -30,38 +28,40 @@ _FLUX2_BLOCKS = (
 _FUSED = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
 
 
+Modules = Mapping[str, tuple[Tensor, Tensor]]
+"""The LoRA's two matrices, down [rank, inputs] and up [outputs, rank], by module name."""
+
+
 def comfyui_weights(pipeline: Any, component: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights by other names.
+    """Convert a LoRA's weights to the names that ComfyUI reads.
 
     Args:
-        pipeline: with the LoRA on it, which knows its alphas.
-        component: the pipeline's denoising network.
-        weights: of the file that diffusers wrote, `<component>.<module>.lora_A.weight` and `lora_B`.
+        pipeline: the diffusers pipeline with the LoRA, whose layers hold the α of each module.
+        component: name of the pipeline's denoising network.
+        weights: weights of the file that diffusers wrote, named `<component>.<module>.lora_A.weight` and `lora_B`.
 
     Raises:
-        UserError: if ComfyUI knows no LoRA of this class, or not of a module.
+        UserError: if ComfyUI reads no LoRA of this pipeline class, or has no name for one of the modules.
     """
-    name = type(pipeline).__name__
     alphas = _alphas(getattr(pipeline, component))
+    if component == "unet":
+        found = convert_state_dict_to_kohya(dict(weights))
+        return found | {f"lora_unet_{m.replace('.', '_')}.alpha": torch.tensor(a) for m, a in alphas.items()}
+    name = type(pipeline).__name__
+    if name not in _TRANSFORMERS:
+        raise UserError(
+            f"ComfyUI reads no LoRA of a {name}: use --to diffusers or --to merged. It reads LoRAs of pipelines with a "
+            f"UNet and of {', '.join(_TRANSFORMERS)}"
+        )
     modules = {
         module: (weights[f"{component}.{module}.lora_A.weight"], weights[f"{component}.{module}.lora_B.weight"])
         for module in alphas
     }
-    if component == "unet":
-        found = convert_state_dict_to_kohya(dict(weights))
-        return found | {f"lora_unet_{m.replace('.', '_')}.alpha": torch.tensor(a) for m, a in alphas.items()}
-    if name in _DOTTED | _WITHOUT_ALPHA:
-        return _dotted(name, modules, alphas)
-    if name == "Flux2KleinPipeline":
-        return _flux2(modules, alphas)
-    raise UserError(
-        f"ComfyUI reads no LoRA of a {name}: use --to diffusers or --to merged. It reads those of pipelines with a "
-        f"UNet, {', '.join([*_DOTTED, *_WITHOUT_ALPHA])} and Flux2KleinPipeline"
-    )
+    return _TRANSFORMERS[name](modules, alphas)
 
 
 def _alphas(network: Any) -> dict[str, float]:
-    """α of every module with a LoRA; what it adds is scaled by α / rank."""
+    """The α of each module that has a LoRA, by module name; the LoRA's product is scaled by α / rank."""
     return {
         name: float(scale * module.r[adapter])
         for name, module in network.named_modules()
@@ -70,24 +70,27 @@ def _alphas(network: Any) -> dict[str, float]:
     }
 
 
-Modules = Mapping[str, tuple[Tensor, Tensor]]
-
-
-def _dotted(name: str, modules: Modules, alphas: Mapping[str, float]) -> dict[str, Tensor]:
-    prefix = (_DOTTED | _WITHOUT_ALPHA)[name]
+def _dotted(prefix: str, modules: Modules, alphas: Mapping[str, float]) -> dict[str, Tensor]:
+    """Keep the modules' dotted names, behind a prefix, with an `alpha` entry for each module."""
     found = {}
     for module, (down, up) in modules.items():
-        if name in _WITHOUT_ALPHA:
-            up = up * (alphas[module] / len(down))
-        else:
-            found[f"{prefix}.{module}.alpha"] = torch.tensor(alphas[module])
+        found[f"{prefix}.{module}.alpha"] = torch.tensor(alphas[module])
         found[f"{prefix}.{module}.lora_A.weight"] = down
         found[f"{prefix}.{module}.lora_B.weight"] = up
     return found
 
 
+def _dotted_without_alpha(prefix: str, modules: Modules, alphas: Mapping[str, float]) -> dict[str, Tensor]:
+    """Keep the modules' dotted names, behind a prefix, with α / rank multiplied into the up matrices."""
+    found = {}
+    for module, (down, up) in modules.items():
+        found[f"{prefix}.{module}.lora_A.weight"] = down
+        found[f"{prefix}.{module}.lora_B.weight"] = up * (alphas[module] / len(down))
+    return found
+
+
 def _flux2(modules: Modules, alphas: Mapping[str, float]) -> dict[str, Tensor]:
-    """The released model makes queries, keys and values in one product: their LoRAs become one, block by block."""
+    """Join the LoRAs of queries, keys and values in each block, which the released model computes in one product."""
     groups: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
     for module, (down, up) in modules.items():
         for pattern, target in _FLUX2_BLOCKS:
@@ -96,17 +99,27 @@ def _flux2(modules: Modules, alphas: Mapping[str, float]) -> dict[str, Tensor]:
                 groups.setdefault(match.expand(target), {})[part] = (down, up * (alphas[module] / len(down)))
                 break
         else:
-            raise UserError(f"--to comfyui: {module}, which lora.targets names, has no name of its own in ComfyUI")
+            raise UserError(f"--to comfyui: ComfyUI has no name for {module} of lora.targets: use --to diffusers")
     found = {}
     for target, parts in groups.items():
         order = [n for n in _FUSED if n in parts] or list(parts)
         if target.endswith("_qkv") and len(order) < 3:
             raise UserError(
-                "--to comfyui: this class needs the LoRA on queries, keys and values alike (all or none of each "
-                f"kind), lora.targets has {', '.join(order)} alone"
+                "--to comfyui: this pipeline class needs the LoRA on queries, keys and values together, but "
+                f"lora.targets names only {', '.join(order)}: use --to diffusers"
             )
         down = torch.cat([parts[n][0] for n in order])
         found[f"lora_unet_{target}.lora_down.weight"] = down
         found[f"lora_unet_{target}.lora_up.weight"] = torch.block_diag(*(parts[n][1] for n in order))
         found[f"lora_unet_{target}.alpha"] = torch.tensor(float(len(down)))
     return found
+
+
+_TRANSFORMERS: dict[str, Callable[[Modules, Mapping[str, float]], dict[str, Tensor]]] = {
+    "FluxPipeline": partial(_dotted, "transformer"),
+    "ZImagePipeline": partial(_dotted, "diffusion_model"),
+    # diffusers rejects `alpha` entries for this class; without them both programs take α = rank.
+    "StableDiffusion3Pipeline": partial(_dotted_without_alpha, "transformer"),
+    "Flux2KleinPipeline": _flux2,
+}
+"""The conversion for each pipeline class with a transformer."""

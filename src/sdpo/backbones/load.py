@@ -1,4 +1,4 @@
-"""From a model path to a backbone."""
+"""Loading of models: from a path, or from the user's own pipeline, to the backbone of its family."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from sdpo.backbones import lora
 from sdpo.backbones.model_index import can_only_be_local, check_components, read_index
 from sdpo.backbones.pipeline import PipelineBackbone
 from sdpo.backbones.schedules import replace_scheduler
-from sdpo.errors import UserError
+from sdpo.errors import UserError, cause
+from sdpo.method.denoisers.flow import Form
 from sdpo.system.torchvision import check_torchvision
 
-# Models that come with the package.
 EMBEDDED = {"emoji": Path(__file__).parents[1] / "assets" / "emoji" / "model"}
+"""Directories of the models that come with the package, by name."""
 
 FAMILIES = {
     "StableDiffusionPipeline": "sdpo.backbones.families.stable_diffusion:StableDiffusion",
@@ -30,13 +31,14 @@ FAMILIES = {
     "SanaSprintPipeline": "sdpo.backbones.families.sana_sprint:SanaSprint",
     "Flux2KleinPipeline": "sdpo.backbones.families.flux2_klein:Flux2Klein",
 }
+"""The backbone of each supported pipeline class, as module:class; a family is imported when it is needed."""
 
 
 def embedded(name: str) -> str:
     """The directory of a model that comes with the package, for `DiffusionPipeline.from_pretrained`.
 
     Raises:
-        UserError: if there is none of that name.
+        UserError: if no model of that name comes with the package.
     """
     if name not in EMBEDDED:
         raise UserError(f"no model {name!r} comes with the package; there is: {', '.join(EMBEDDED)}")
@@ -44,10 +46,14 @@ def embedded(name: str) -> str:
 
 
 def check_path(path: str) -> Path | None:
-    """The local directory that a model's path names, or None for a name on the hub; loads nothing.
+    """The local directory that a model's path names, checked without loading it; None for a name on the hub.
+
+    Args:
+        path: `model.path` of a config: an embedded model's name, a directory, or a name on the hub.
 
     Raises:
-        UserError: if it can be neither, or the directory holds no pipeline of a supported class.
+        UserError: if the path is neither a directory nor a possible name on the hub, or the directory does not hold a
+            complete pipeline of a supported class with safetensors weights.
     """
     local = EMBEDDED.get(path, Path(path))
     if os.path.isdir(local):  # Path.is_dir raises for names that no folder can have
@@ -61,10 +67,10 @@ def check_path(path: str) -> Path | None:
 
 
 def pipeline_index(directory: Path) -> dict[str, Any]:
-    """A local pipeline's index, see `read_index`.
+    """The contents of a pipeline directory's `model_index.json`, as `read_index` returns them.
 
     Raises:
-        UserError: if it has none that can be read; the message lists what is supported.
+        UserError: if the file is missing or damaged; the message lists the supported pipeline classes.
     """
     return read_index(directory, _supported())
 
@@ -81,15 +87,16 @@ def load_backbone(
     """Load a model from the package, a local directory, or the hub (safetensors only).
 
     Args:
-        path: an embedded model's name, a directory with a `model_index.json`, or a hub name.
-        revision: of the hub repository.
-        variant: such as "fp16".
-        dtype: of the frozen weights.
-        device: where it runs.
-        changes: see `wrap_pipeline`.
+        path: an embedded model's name, a directory with a `model_index.json`, or a name on the hub.
+        revision: branch, tag or commit of the hub repository.
+        variant: variant of the weight files, such as "fp16".
+        dtype: data type of the frozen weights.
+        device: the device that the model runs on.
+        changes: the keyword arguments of `wrap_pipeline`.
 
     Raises:
-        UserError: if it cannot be found, reached or read, or its pipeline class is not supported.
+        UserError: if the model cannot be found, reached or read, its pipeline class is not supported, or
+            `wrap_pipeline` refuses one of the changes.
     """
     check_torchvision()
     local = check_path(path)
@@ -103,9 +110,9 @@ def load_backbone(
             dtype=dtype,
             use_safetensors=True,
             local_files_only=local is not None,
-            safety_checker=None,  # it would black out images, and training has no use for it
+            safety_checker=None,  # it would black out images
         )
-    except Exception as error:  # whatever the hub or a damaged file raised: the user needs one message, with the cause
+    except Exception as error:  # the hub and damaged files raise errors of many classes
         raise UserError(_loading_failed(path, revision, local is not None, error)) from error
     return wrap_pipeline(pipeline, device, **changes)
 
@@ -117,18 +124,21 @@ def wrap_pipeline(
     size: tuple[int | None, int | None] = (None, None),
     scheduler: Mapping[str, Any] | None = None,
     fuse_lora: Mapping[str, Any] | None = None,
+    noise_form: Form = "preserving",
 ) -> PipelineBackbone:
-    """A backbone around a diffusers pipeline, such as the user's own.
+    """Build the backbone around a diffusers pipeline, such as the user's own.
 
     Args:
-        pipeline: it is changed.
-        device: where it runs.
-        size: height and width in pixels; None is the model's own.
-        scheduler: `name` of another scheduler class, and settings of it that differ from those of the model's own.
-        fuse_lora: `path`, `scale` and `weight_name` of a LoRA that becomes part of the base weights, see `lora.fuse`.
+        pipeline: the diffusers pipeline, which is changed in place.
+        device: the device that the pipeline runs on.
+        size: height and width of images in pixels; None stands for the model's own.
+        scheduler: `name` of another scheduler class, and settings that differ from those of the model's own scheduler.
+        fuse_lora: `path`, `scale` and `weight_name` of a LoRA to merge into the base weights.
+        noise_form: form of the noise in the sampling steps.
 
     Raises:
-        UserError: if its class is not supported, or one of these changes cannot be made.
+        UserError: if the pipeline's class is not supported, its family lacks the form of noise, the size does not fit
+            the model, or the scheduler or the LoRA cannot be set up.
     """
     name = type(pipeline).__name__
     family = family_of(name, getattr(pipeline, "name_or_path", None) or name)
@@ -136,7 +146,7 @@ def wrap_pipeline(
         replace_scheduler(pipeline, scheduler)
     if fuse_lora is not None:
         lora.fuse(pipeline, family.component, **fuse_lora)
-    return family(pipeline, torch.device(device), size)
+    return family(pipeline, torch.device(device), size, noise_form)
 
 
 def _check_class(class_name: str, path: str) -> None:
@@ -145,14 +155,18 @@ def _check_class(class_name: str, path: str) -> None:
 
 
 def _supported() -> str:
-    return f"Supported are pipelines with safetensors weights of the classes {', '.join(FAMILIES)}."
+    return f"Supported pipeline classes, with safetensors weights: {', '.join(FAMILIES)}."
 
 
 def family_of(class_name: str, path: str = "") -> type[PipelineBackbone]:
-    """The backbone of a pipeline class.
+    """The backbone class for a diffusers pipeline class.
+
+    Args:
+        class_name: name of the pipeline class.
+        path: where the pipeline came from, for messages.
 
     Raises:
-        UserError: if there is none; it names `path`.
+        UserError: if the pipeline class is not supported.
     """
     _check_class(class_name, path or class_name)
     module, _, attribute = FAMILIES[class_name].partition(":")
@@ -161,12 +175,12 @@ def family_of(class_name: str, path: str = "") -> type[PipelineBackbone]:
 
 
 def _loading_failed(path: str, revision: str, local: bool, error: Exception) -> str:
-    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if local:
-        return f"model.path: the pipeline in {path} cannot be loaded: {cause}. {_supported()}"
+        return f"model.path: the pipeline in {path} cannot be loaded: {cause(error)}. {_supported()}"
     return (
-        f"model.path: cannot load {path!r} (revision {revision!r}) from the Hugging Face hub: {cause}\n{_supported()}\n"
-        "If this machine has no network, copy the model's folder here and point to it:\n"
+        f"model.path: cannot load {path!r} (revision {revision!r}) from the Hugging Face hub: {cause(error)}\n"
+        f"{_supported()}\n"
+        "If this machine has no network, copy the model's folder to it and name the folder:\n"
         f"  sdpo train … model.path=/path/to/{path.rsplit('/', 1)[-1]}\n"
-        "The folder is what pipeline.save_pretrained() or `hf download` writes; it holds a model_index.json."
+        "pipeline.save_pretrained() or `hf download` writes such a folder; it holds a model_index.json."
     )

@@ -1,4 +1,4 @@
-"""A network's LoRA: made, continued from a file, written, by peft and by the pipeline's own loader and writer."""
+"""A network's LoRA: added, loaded, checked, merged and saved, by peft and by the pipeline's own loader and writer."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 from torch import nn
 
 from sdpo.backbones.model_index import can_only_be_local
-from sdpo.errors import UserError
+from sdpo.errors import UserError, cause
 
 ADAPTER = "default"
+"""Name of the trained LoRA in the network; a LoRA that is fused into the base weights has another name."""
 
 
 def add(network: Any, rank: int, alpha: float, targets: Sequence[str]) -> None:
-    """Put a new LoRA on the modules whose names end in one of the targets; its weights come from torch's global seed.
+    """Add a new LoRA to the modules whose names end in one of the targets; torch's global seed draws its weights.
 
     Raises:
         UserError: if no module has such a name.
     """
-    from peft import LoraConfig  # takes seconds to import, and sampling has no use for it
+    from peft import LoraConfig  # takes seconds to import, and sampling never needs it
 
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian")
     try:
@@ -30,71 +31,64 @@ def add(network: Any, rank: int, alpha: float, targets: Sequence[str]) -> None:
 
 
 def load(
-    pipeline: Any, path: str | Path, adapter: str = ADAPTER, weight_name: str | None = None, setting: str = ""
+    pipeline: Any,
+    path: str | Path,
+    adapter: str = ADAPTER,
+    *,
+    weight_name: str | None = None,
+    setting: str = "",
+    from_hub: bool = False,
 ) -> None:
-    """Attach a finished LoRA by the pipeline's own loader, which knows its targets, rank and alpha.
+    """Load a LoRA by the pipeline's own loader, which reads targets, rank and α from the file.
 
     Args:
-        pipeline: it is changed.
-        path: a file, a folder, or a name on the hub.
-        adapter: what it is called in the pipeline.
-        weight_name: the file in a folder or hub repository that holds several.
-        setting: begins the message of an error.
+        pipeline: the diffusers pipeline to add the LoRA to.
+        path: a file or a folder; with `from_hub` also a name on the hub.
+        adapter: name of the LoRA in the pipeline.
+        weight_name: the file to read in a folder or hub repository that holds several.
+        setting: the config key that named the path, with ": ", as the beginning of error messages.
+        from_hub: whether a path that does not exist may be a name on the hub.
 
     Raises:
-        UserError: if it is none of this model's.
+        UserError: if there is no such file or folder, or its LoRA does not fit this model.
     """
+    if not Path(path).exists() and (not from_hub or can_only_be_local(str(path))):
+        raise UserError(f"{setting}there is no LoRA file or folder {path}")
     try:
         pipeline.load_lora_weights(str(path), adapter_name=adapter, weight_name=weight_name, use_safetensors=True)
-    except Exception as error:  # a damaged file, other shapes, no LoRA at all: one message
-        reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or type(error).__name__
+    except Exception as error:  # a damaged file, weights of other shapes, no LoRA at all: one message for all
+        reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or cause(error)
         raise UserError(f"{setting}the LoRA {path} cannot be loaded onto this model: {reason}") from error
 
 
-def fuse(pipeline: Any, component: str, path: str, scale: float, weight_name: str | None) -> None:
-    """Add a LoRA to the base weights for good, such as one that makes a model a few-step model.
+def check_trainable(network: Any, text_encoders: Sequence[nn.Module], path: str, rank: int, alpha: float) -> None:
+    """Refuse a loaded LoRA that training cannot start from: one for another part, or with other settings.
 
     Args:
-        pipeline: whose weights change.
-        component: its denoising network.
-        path: a file, a folder, or a name on the hub.
-        scale: of what is added.
-        weight_name: the file in a folder or hub repository that holds several.
+        network: the denoising network.
+        text_encoders: the pipeline's text encoders, which are never trained.
+        path: where the LoRA was loaded from, for messages.
+        rank: rank of the LoRA in the config.
+        alpha: α of the LoRA in the config.
 
     Raises:
-        UserError: if it cannot be loaded onto this model, or has nothing for its network.
+        UserError: if the LoRA has weights for a text encoder, none for the network, or another rank or α.
     """
-    setting = "model.fuse_lora: "
-    if can_only_be_local(path) and not Path(path).exists():
-        raise UserError(f"{setting}there is no LoRA file or folder {path}")
-    load(pipeline, path, "fused", weight_name, setting)
-    if "fused" not in getattr(getattr(pipeline, component), "peft_config", {}):
-        raise UserError(f"{setting}{path} has no weights for the denoising network")
-    merge(pipeline, scale)
-
-
-def merge(pipeline: Any, scale: float = 1.0) -> None:
-    """Add the LoRA that is on a pipeline to its base weights for good."""
-    pipeline.fuse_lora(components=list(pipeline._lora_loadable_modules), lora_scale=scale)
-    pipeline.unload_lora_weights()
-
-
-def check_continued(network: Any, others: Sequence[nn.Module], path: str, rank: int, alpha: float) -> None:
-    """Refuse a loaded LoRA that is not one of this network alone with these settings.
-
-    Raises:
-        UserError: saying which settings it has.
-    """
-    if any(".lora_" in name for module in others for name, _ in module.named_parameters()):
+    if any(".lora_" in name for module in text_encoders for name, _ in module.named_parameters()):
         raise UserError(f"lora.path: {path} has weights for the text encoder, which is not trained")
-    found = getattr(network, "peft_config", {}).get(ADAPTER)
-    if found is None:
+    if not attached(network):
         raise UserError(f"lora.path: {path} has no weights for the denoising network")
+    found = network.peft_config[ADAPTER]
     if (found.r, found.lora_alpha) != (rank, alpha):
         raise UserError(
-            f"lora.path: {path} has rank {found.r} and alpha {found.lora_alpha:g}, the settings rank {rank} and "
+            f"lora.path: {path} has rank {found.r} and alpha {found.lora_alpha:g}, but the config has rank {rank} and "
             f"alpha {alpha:g}: set lora.rank={found.r} lora.alpha={found.lora_alpha:g}"
         )
+
+
+def attached(network: nn.Module, adapter: str = ADAPTER) -> bool:
+    """Whether a network has a LoRA of that name."""
+    return adapter in getattr(network, "peft_config", {})
 
 
 def make_trainable(network: nn.Module) -> None:
@@ -105,13 +99,38 @@ def make_trainable(network: nn.Module) -> None:
             parameter.requires_grad_(True)
 
 
+def fuse(pipeline: Any, component: str, path: str, scale: float, weight_name: str | None) -> None:
+    """Merge a LoRA into the base weights before training, such as one that makes a model a few-step model.
+
+    Args:
+        pipeline: the diffusers pipeline whose weights change.
+        component: name of the pipeline's denoising network.
+        path: a file, a folder, or a name on the hub.
+        scale: factor of the LoRA's product.
+        weight_name: the file to read in a folder or hub repository that holds several.
+
+    Raises:
+        UserError: if the LoRA cannot be loaded onto this model, or has no weights for its network.
+    """
+    load(pipeline, path, "fused", weight_name=weight_name, setting="model.fuse_lora: ", from_hub=True)
+    if not attached(getattr(pipeline, component), "fused"):
+        raise UserError(f"model.fuse_lora: {path} has no weights for the denoising network")
+    merge(pipeline, scale)
+
+
+def merge(pipeline: Any, scale: float = 1.0) -> None:
+    """Add `scale` times a pipeline's LoRA to its base weights, and remove the LoRA."""
+    pipeline.fuse_lora(components=list(pipeline._lora_loadable_modules), lora_scale=scale)
+    pipeline.unload_lora_weights()
+
+
 def save(pipeline: Any, component: str, folder: Path) -> None:
-    """Write the LoRA of a pipeline's component as `pytorch_lora_weights.safetensors`, with its rank and alpha."""
+    """Write the LoRA of a pipeline's component as `pytorch_lora_weights.safetensors`, with its rank and α."""
     from peft import get_peft_model_state_dict
 
     network = getattr(pipeline, component)
     weights = {n: p.detach().cpu().contiguous() for n, p in get_peft_model_state_dict(network).items()}
     metadata = network.peft_config[ADAPTER].to_dict()
-    metadata["target_modules"] = sorted(metadata["target_modules"])  # a set: its order would differ between runs
+    metadata["target_modules"] = sorted(metadata["target_modules"])  # a set, whose order differs between runs
     layers = {f"{component}_lora_layers": weights, f"{component}_lora_adapter_metadata": metadata}
     type(pipeline).save_lora_weights(folder, **layers, safe_serialization=True)

@@ -1,4 +1,4 @@
-"""What a local pipeline directory must hold, found out without loading it."""
+"""A local pipeline directory's index and configs: read and checked without loading the model."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any
 
 from sdpo.errors import UserError
 
-# Schedulers on which the last step keeps a variance.
+# Schedulers whose last step keeps a variance, and so has a density.
 _END_RANDOM = {"DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"}
 _PICKLED = {".bin", ".pt", ".pth", ".ckpt"}
 _UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}
 
 
 def can_only_be_local(path: str) -> bool:
-    """Whether a path is no name that something on the hub could have."""
+    """Whether a path cannot be a name on the hub: it begins with ".", "/" or "~", or has more than one slash."""
     return path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
 def read_index(directory: Path, supported: str) -> dict[str, Any]:
-    """The directory's `model_index.json`: its `_class_name`, and [library, class] by component.
+    """Read a pipeline directory's `model_index.json`: `_class_name`, and [library, class] by component.
 
     Args:
-        directory: of a pipeline.
-        supported: a sentence that ends every message.
+        directory: the pipeline's directory.
+        supported: a sentence that ends every error message.
 
     Raises:
-        UserError: if there is none, or it cannot be read.
+        UserError: if the file is missing or damaged.
     """
     index = directory / "model_index.json"
     try:
@@ -46,15 +46,15 @@ def read_index(directory: Path, supported: str) -> dict[str, Any]:
 
 
 def check_components(directory: Path, index: dict[str, Any], supported: str) -> None:
-    """Refuse a directory that lacks a component, or has its weights pickled alone.
+    """Refuse a directory that lacks a component, or has a component's weights as pickles only.
 
     Args:
-        directory: of a pipeline.
-        index: its `read_index`.
-        supported: a sentence that ends every message.
+        directory: the pipeline's directory.
+        index: the directory's index, from `read_index`.
+        supported: a sentence that ends every error message.
 
     Raises:
-        UserError: naming the component.
+        UserError: if a component is missing or has no safe weights; the message names the component.
     """
     for name, entry in index.items():
         if name in _UNUSED or not isinstance(entry, list) or entry[0] is None:
@@ -63,39 +63,47 @@ def check_components(directory: Path, index: dict[str, Any], supported: str) -> 
         if not folder.is_dir():
             raise UserError(
                 f"model.path: {directory} has no subfolder {name}/, which its model_index.json names: copy the whole "
-                f"pipeline, or save it anew by pipeline.save_pretrained(directory). {supported}"
+                f"pipeline, or save it again with pipeline.save_pretrained(directory). {supported}"
             )
         suffixes = {file.suffix for file in folder.iterdir()}
         if suffixes & _PICKLED and ".safetensors" not in suffixes:
             raise UserError(
-                f"model.path: {folder} has pickled weights alone, which can run any code when they are loaded. Convert "
-                "them where you trust them, by pipeline.save_pretrained(directory, safe_serialization=True). "
+                f"model.path: {folder} has pickled weights alone, which can run any code when they are loaded. If you "
+                "trust them, convert them with pipeline.save_pretrained(directory, safe_serialization=True). "
                 f"{supported}"
             )
 
 
 @dataclass(frozen=True)
-class Peek:
-    """What a model's small files say about the cost of a run; the default is that of an unknown one.
+class ModelFacts:
+    """Facts about a model that determine a run's cost, known before it is loaded; the defaults are for unknown models.
 
     Attributes:
-        scheduler: its class.
-        embeds_guidance: the network takes the guidance scale as an input.
+        scheduler: class name of the model's scheduler.
+        embeds_guidance: whether the network takes the guidance scale as an input.
     """
 
     scheduler: str = "DDIMScheduler"
     embeds_guidance: bool = False
 
     def ends_random(self, replaced: Mapping[str, Any] | None) -> bool:
-        """Whether the last step has a density, on this scheduler or the one whose settings replace it."""
+        """Whether the last sampling step is random and so has a density.
+
+        Args:
+            replaced: `model.scheduler` of the config, whose `name` replaces the model's scheduler; None keeps it.
+        """
         return (replaced or {}).get("name", self.scheduler) in _END_RANDOM
 
     @classmethod
-    def at(cls, directory: Path, index: dict[str, Any]) -> Peek:
-        """Of a pipeline directory that has been checked.
+    def read(cls, directory: Path, index: dict[str, Any]) -> ModelFacts:
+        """Read the facts from a pipeline directory.
+
+        Args:
+            directory: the pipeline's directory, which `check_components` has accepted.
+            index: the directory's index, from `read_index`.
 
         Raises:
-            UserError: if its network has no readable config.
+            UserError: if the network's config is missing or damaged.
         """
         path = directory / ("unet" if "unet" in index else "transformer") / "config.json"
         try:

@@ -1,4 +1,4 @@
-"""What all families of diffusers pipelines share besides training: sizes, text encoders, decoder, the own call."""
+"""The common part of all pipeline families: image sizes, text encoders, decoder, the pipeline's own call."""
 
 from __future__ import annotations
 
@@ -8,38 +8,49 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sdpo.backbones.training import TrainableBackbone
+from sdpo.backbones.base import Guidance
+from sdpo.backbones.saving import SavableBackbone
 from sdpo.errors import UserError
 from sdpo.method.denoisers.flow import Form
 
-_TILED_FROM = 1024 * 1024  # pixels of an image above which the decoder works on one image and one tile at a time
+_TILED_ABOVE = 1024 * 1024  # pixels of an image; the decoder takes larger ones one image and one tile at a time
 
 
-class PipelineBackbone(TrainableBackbone):
+class PipelineBackbone(SavableBackbone):
     """A backbone around a diffusers pipeline. A family adds `encode`, `network`, `decode` and `denoiser`.
 
     Args:
-        pipeline: of the family's class; it is moved to `device` and its weights are frozen.
-        device: where it runs.
-        size: height and width in pixels; None is the model's own.
+        pipeline: a pipeline of the family's class; it is moved to `device` and its weights are frozen.
+        device: the device that the pipeline runs on.
+        size: height and width of images in pixels; None stands for the model's own.
+        noise_form: form of the noise in the family's sampling steps, one of `noise_forms`.
 
     Attributes:
-        noise_forms: what the noise of the family's steps can be like.
-        noise_form: which of them it is.
-        channels_last: the memory format of the network's weights; faster for convolutions.
+        noise_forms: the forms of noise that the family supports.
+        noise_form: the form of noise in this backbone's denoisers.
+        channels_last: whether the network's weights lie in channels-last order, which is faster for convolutions.
+        image_size: height and width of images in pixels.
 
     Raises:
-        UserError: if the size is no multiple of what the model works in.
+        UserError: if the family lacks the form of noise, or the size is not a multiple of `size_multiple`.
     """
 
     noise_forms: ClassVar[Sequence[Form]] = ("preserving",)
-    noise_form: Form = "preserving"
     channels_last: ClassVar[bool] = False
 
-    def __init__(self, pipeline: Any, device: torch.device, size: tuple[int | None, int | None] = (None, None)) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        device: torch.device,
+        size: tuple[int | None, int | None] = (None, None),
+        noise_form: Form = "preserving",
+    ) -> None:
+        self._check_noise_form(pipeline, noise_form)
+        self.noise_form = noise_form
         pipeline.set_progress_bar_config(disable=True)
         super().__init__(pipeline.to(device))
         self.device = device
+        self.guidance = self.network_guidance()
         for module in (self.network_module, pipeline.vae, *self.text_modules()):
             module.requires_grad_(False).eval()
         if self.channels_last:
@@ -47,31 +58,42 @@ class PipelineBackbone(TrainableBackbone):
         self.image_size = self._image_size(size)
         height, width = self.image_size
         self.latent_shape = (self.latent_channels, height // self.latent_scale, width // self.latent_scale)
-        if height * width > _TILED_FROM:
+        if height * width > _TILED_ABOVE:
             for saves_memory in ("slicing", "tiling"):
                 if hasattr(pipeline.vae, f"use_{saves_memory}"):
                     getattr(pipeline.vae, f"enable_{saves_memory}")()
 
-    # -- shapes, overridden where a family counts otherwise ------------------------------------------------
+    def _check_noise_form(self, pipeline: Any, form: Form) -> None:
+        if form not in self.noise_forms:
+            raise UserError(
+                f"sample.noise_form={form} is for flow models; a {type(pipeline).__name__} supports: "
+                f"{', '.join(self.noise_forms)}"
+            )
+
+    def network_guidance(self) -> Guidance:
+        """How this network is guided; families override it where that depends on the network's config."""
+        return self.guidance
+
+    # -- shapes, which families override where theirs differ -------------------------------------------------
 
     @property
     def latent_channels(self) -> int:
-        """C of the latents."""
+        """Number of channels of the latents, C."""
         return int(self.network_config.in_channels)
 
     @property
     def latent_scale(self) -> int:
-        """Pixels a side of what becomes one latent."""
+        """Side of the square of pixels that becomes one latent."""
         return int(self.pipeline.vae_scale_factor)
 
     @property
     def size_multiple(self) -> int:
-        """What height and width must be multiples of."""
+        """Height and width in pixels must be multiples of this number."""
         return self.latent_scale
 
     @property
     def default_size(self) -> tuple[int, int]:
-        """Height and width in pixels that the model was made for."""
+        """Height and width in pixels that the model was trained for."""
         latents = self.network_config.sample_size
         height, width = (latents, latents) if isinstance(latents, int) else latents
         return height * self.latent_scale, width * self.latent_scale
@@ -83,26 +105,34 @@ class PipelineBackbone(TrainableBackbone):
             raise UserError(f"model.height and model.width must be multiples of {multiple}, got {height} and {width}")
         return height, width
 
-    # -- helpers of the families -----------------------------------------------------------------------------
+    # -- helpers for the families ----------------------------------------------------------------------------
 
     @property
     def network_config(self) -> Any:
-        """What the network's config.json says."""
+        """The contents of the network's config.json."""
         return getattr(self.pipeline, self.component).config
 
     @property
     def text_device(self) -> torch.device:
-        """Where the text encoders are, and so where `encode` runs; its result belongs on `device`."""
+        """The device of the text encoders, where `encode` runs before its result is moved to `device`.
+
+        Raises:
+            UserError: if the text encoders were freed.
+        """
         modules = self.text_modules()
         if not modules:
             raise UserError(
-                "the text encoders were freed (model.text_encoders=free), and a prompt came that was not known before: "
-                "use model.text_encoders=cpu"
+                "the text encoders were freed (model.text_encoders=free), but a new prompt has to be encoded: set "
+                "model.text_encoders=cpu"
             )
         return next(modules[0].parameters()).device
 
     def release_text_encoders(self, how: Literal["cpu", "free"]) -> None:
-        """Make room once all prompts are encoded: on the CPU they still encode, if slowly; freed ones are gone."""
+        """Free the device's memory once all prompts are encoded.
+
+        Args:
+            how: `cpu` moves the text encoders to the CPU, where they still encode, slowly; `free` deletes them.
+        """
         for name in self.text_encoders:
             module = getattr(self.pipeline, name, None)
             if module is not None and how == "cpu":
@@ -111,9 +141,9 @@ class PipelineBackbone(TrainableBackbone):
                 setattr(self.pipeline, name, None)
 
     def decode_with_vae(self, latents: Tensor) -> Tensor:
-        """Images [N, 3, H, W] in [0, 1] of latents in the decoder's own scale.
+        """Decode latents in the decoder's own scale to images [N, 3, H, W] in [0, 1].
 
-        A decoder that overflows in float16 works in float32, as in the pipelines' own calls.
+        A decoder that overflows in float16 runs in float32, as in the pipelines' own calls.
         """
         vae = self.pipeline.vae
         dtype = vae.dtype
@@ -129,22 +159,29 @@ class PipelineBackbone(TrainableBackbone):
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
     def call_arguments(self, num_steps: int, guidance_scale: float) -> dict[str, Any]:
-        """What the pipeline's own call is given besides prompt, size, number of steps and generator.
+        """Arguments of the pipeline's own call besides prompt, size, number of steps and generator.
 
-        `guidance_scale` is that of the policy, 1 for none: a family whose call counts otherwise converts it here.
+        Args:
+            num_steps: number of sampling steps.
+            guidance_scale: the policy's guidance scale, where 1 is none. A family whose pipeline defines the scale
+                differently converts it here.
         """
         return {"guidance_scale": guidance_scale}
 
     def generate(
         self, prompts: Sequence[str], num_steps: int, seeds: Sequence[int], guidance_scale: float
     ) -> list[Any]:
-        """PIL images by the pipeline's own call: what a user gets who loads the weights elsewhere.
+        """Draw PIL images by the pipeline's own call, as a user who loads the weights elsewhere would.
 
-        Image i has the generator `torch.Generator().manual_seed(seeds[i])`.
+        Args:
+            prompts: N prompts.
+            num_steps: number of sampling steps.
+            seeds: N seeds; image i is drawn with the generator `torch.Generator().manual_seed(seeds[i])`.
+            guidance_scale: the policy's guidance scale, where 1 is none.
         """
         height, width = self.image_size
         images: list[Any] = []
-        for prompt, seed in zip(prompts, seeds, strict=True):  # one by one: an image never depends on its neighbours
+        for prompt, seed in zip(prompts, seeds, strict=True):  # one call an image, so that no image depends on another
             images += self.pipeline(
                 prompt=prompt,
                 num_inference_steps=num_steps,

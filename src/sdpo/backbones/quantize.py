@@ -1,4 +1,4 @@
-"""Frozen weights in 8 or 4 bits, in the linear layers of a network's blocks."""
+"""Quantisation of frozen weights to 8 or 4 bits, in the linear layers of a network's blocks."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ How = Literal["int8", "nf4"]
 
 
 def quantize(network: nn.Module, how: How) -> None:
-    """Replace the frozen weights of a network; a LoRA comes on top of it afterwards.
+    """Quantise a network's frozen weights in place; a LoRA can be added afterwards.
 
-    Layers outside the repeated blocks, such as the embedding of the timestep, stay as they are: they are small, and
-    some networks ask them for their precision.
+    Layers outside the repeated blocks, such as the timestep embedding, keep their precision: they are small, and some
+    networks read their own precision from them.
 
     Args:
-        network: on its device.
-        how: `int8`: one byte a weight and a scale a row, by torchao; `nf4`: half a byte and a scale for 64 weights
-            (Dettmers et al. 2023, arXiv 2305.14314), by bitsandbytes.
+        network: the network, already on its device.
+        how: `int8` stores one byte a weight and one scale a row (torchao); `nf4` stores half a byte a weight and one
+            scale for 64 weights (bitsandbytes; Dettmers et al. 2023, arXiv 2305.14314).
 
     Raises:
-        UserError: if the library is not installed.
+        UserError: if the library that `how` needs is not installed.
     """
     if how == "int8":
         try:
@@ -47,12 +47,12 @@ def _in_block(module: nn.Module, name: str) -> bool:
 
 
 def _nf4(layer: Any, bitsandbytes: Any) -> nn.Module:
-    """The layer in 4 bits; it computes in its former precision."""
+    """Quantise a linear layer to 4 bits; it computes in its former precision."""
     weight, bias = layer.weight, layer.bias
     made = bitsandbytes.nn.Linear4bit(
         layer.in_features, layer.out_features, bias is not None, compute_dtype=weight.dtype, quant_type="nf4"
     )
     made.weight = bitsandbytes.nn.Params4bit(weight.data.cpu(), requires_grad=False, quant_type="nf4")
     made.bias = bias
-    moved: nn.Module = made.to(weight.device)  # the move is what quantises
+    moved: nn.Module = made.to(weight.device)  # moving the layer to its device quantises it
     return moved

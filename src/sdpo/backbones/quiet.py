@@ -1,4 +1,4 @@
-"""Notes and bars of the libraries, kept away from ours."""
+"""Silence for the log messages and progress bars of diffusers and transformers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers.utils import logging as transformers_logging
 
 
 def quiet_libraries() -> None:
-    """Let diffusers and transformers log nothing; what they cannot do they raise besides logging it."""
+    """Switch off the log messages and progress bars of diffusers and transformers, which raise their errors as well."""
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity(logging.CRITICAL)
         library.disable_progress_bar()

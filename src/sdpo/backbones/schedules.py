@@ -1,4 +1,4 @@
-"""From a UNet pipeline's own scheduler to the transitions along its timesteps."""
+"""Transitions on the timesteps and noise levels of a UNet pipeline's own scheduler."""
 
 from __future__ import annotations
 
@@ -18,26 +18,34 @@ SCHEDULERS = ("DDIMScheduler", *EULER, "LCMScheduler")
 
 
 def unet_denoiser(scheduler: Any, num_steps: int, eta: float, device: torch.device) -> Denoiser:
-    """Stochastic DDIM, or consistency sampling where the scheduler is of latent consistency models.
+    """Build stochastic DDIM, or consistency sampling where the scheduler is an LCMScheduler.
+
+    Args:
+        scheduler: the pipeline's scheduler, of one of the classes `SCHEDULERS`; it is not changed.
+        num_steps: number of sampling steps, T.
+        eta: noise level η of the steps; 1 for an LCMScheduler.
+        device: the device that the transitions are computed on.
 
     Raises:
-        UserError: if the scheduler is of another kind, or cannot give that many steps, or has no transition of that η.
+        UserError: if the scheduler is of another class, thresholds its predictions, has no schedule of T steps, or has
+            no transition with that η.
     """
     name, config = type(scheduler).__name__, scheduler.config
     if name not in SCHEDULERS:
         raise UserError(
-            f"the model's scheduler is a {name}, whose steps are no Gaussians around the latent before. Choose one of "
-            f"{', '.join(SCHEDULERS)}, such as 'model.scheduler={{name: DDIMScheduler, timestep_spacing: trailing}}'"
+            f"the model's scheduler is a {name}, whose steps have no Gaussian density given the latent before. Choose "
+            f"one of {', '.join(SCHEDULERS)}, such as "
+            "'model.scheduler={name: DDIMScheduler, timestep_spacing: trailing}'"
         )
     if getattr(config, "thresholding", False):
         raise UserError("the model's scheduler thresholds its predictions; set model.scheduler.thresholding=false")
     clip = config.clip_sample_range if getattr(config, "clip_sample", False) else None
     prediction = config.prediction_type
     try:
-        trailing_timesteps(num_steps, config.num_train_timesteps)  # refuses what no schedule can give, in one wording
+        trailing_timesteps(num_steps, config.num_train_timesteps)  # one message for all schedulers
         if name == "LCMScheduler":
             if eta != 1:
-                raise ValueError(f"sample.eta is {eta:g}, but a consistency model draws its noise anew: use 1.0")
+                raise ValueError(f"sample.eta is {eta:g}, but a consistency model draws fresh noise: use 1.0")
             own = _set(scheduler, num_steps)
             scaling = config.timestep_scaling
             return Consistency(scheduler.alphas_cumprod, own.timesteps, prediction, device, scaling, clip=clip)
@@ -47,14 +55,14 @@ def unet_denoiser(scheduler: Any, num_steps: int, eta: float, device: torch.devi
 
 
 def replace_scheduler(pipeline: Any, settings: Mapping[str, Any]) -> None:
-    """Give a pipeline a scheduler with some other settings, or of another class on the same noise levels.
+    """Replace a pipeline's scheduler by one with other settings, or of another class with the same noise levels.
 
     Args:
-        pipeline: it is changed.
-        settings: `name` of a diffusers class, by default the present one's, and what that class can be set to.
+        pipeline: the diffusers pipeline, which is changed in place.
+        settings: `name` of a diffusers scheduler class, by default the present one's, and settings of that class.
 
     Raises:
-        UserError: if there is no such class or setting.
+        UserError: if there is no such class or setting, or the class rejects the settings.
     """
     import diffusers
 
@@ -73,20 +81,26 @@ def replace_scheduler(pipeline: Any, settings: Mapping[str, Any]) -> None:
     try:
         pipeline.scheduler = family.from_config(present.config, **changes)
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise UserError(f"model.scheduler: {name} cannot be set up like that: {error}") from error
+        raise UserError(f"model.scheduler: {name} rejects these settings: {error}") from error
 
 
 def ddim_schedule(scheduler: Any, num_steps: int, eta: float) -> Schedule:
-    """The scheduler's own timesteps and noise levels.
+    """The DDIM schedule with a scheduler's own timesteps and noise levels.
 
-    With η = 0 every ᾱ_prev is the scheduler's: the last one that of DDIM's `final_alpha_cumprod`, or 1 for Euler's
-    σ = 0, so that our latents are those of the pipeline's own call. With η > 0 the last ᾱ_prev is that of timestep 0,
-    which leaves the step a variance and a density, and the image is its x̂; on trailing timesteps this is the published
-    schedule, whatever the scheduler. Both agree in x̂ of every step up to the noise, as x̂ does not depend on ᾱ_prev.
-    A schedule that is not trailing may end at timestep 0 itself: that step has no noise to keep, and stays as it is.
+    With η = 0 every ᾱ_prev is the scheduler's, and the last one is DDIM's `final_alpha_cumprod`, or 1 for Euler's
+    σ = 0, so that the latents equal those of the pipeline's own call. With η > 0 the last ᾱ_prev is the one of timestep
+    0, which leaves the last step a variance and a density, and the image is the last step's x̂. On trailing timesteps
+    this is the published schedule for every scheduler. Up to the noise, both choices give the same x̂ in every step,
+    because x̂ does not depend on ᾱ_prev. A schedule that is not trailing may end at timestep 0: that step has no noise
+    to keep and is left as it is.
 
-    Euler schedulers count in σ = √((1−ᾱ)/ᾱ) and begin at σ_max times the noise, which is √(1−ᾱ) in our scale and not
-    quite 1; the ancestral one is DDIM with η = 1.
+    Euler schedulers use σ = √((1−ᾱ)/ᾱ) and begin at σ_max times the noise, which is √(1−ᾱ) in the scale of this
+    package, slightly below 1. The ancestral Euler scheduler is DDIM with η = 1.
+
+    Args:
+        scheduler: a DDIM, Euler or ancestral Euler scheduler of diffusers; it is not changed.
+        num_steps: number of sampling steps, T.
+        eta: noise level η of the steps.
     """
     own = _set(scheduler, num_steps)
     table = scheduler.alphas_cumprod.double().cpu()
@@ -112,7 +126,7 @@ def ddim_schedule(scheduler: Any, num_steps: int, eta: float) -> Schedule:
 
 
 def _set(scheduler: Any, num_steps: int) -> Any:
-    """A copy of the scheduler, set to T steps; the pipeline's own stays as it is."""
+    """Copy a scheduler and set the copy to T steps."""
     own = copy.deepcopy(scheduler)
     own.set_timesteps(num_steps)
     return own

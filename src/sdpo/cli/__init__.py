@@ -1,5 +1,1 @@
-"""The command line."""
-
-from sdpo.cli.main import main
-
-__all__ = ["main"]
+"""The command line: the only part of sdpo that reads arguments and prints tables."""

@@ -1,4 +1,4 @@
-"""Scoring image files: single ones, folders, and CSV lists of images and prompts."""
+"""Scores of image files: single files, folders, and CSV lists of images and prompts."""
 
 from __future__ import annotations
 
@@ -14,29 +14,32 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from sdpo.errors import UserError
-from sdpo.rewards import DESCRIPTIONS, PlacedReward, load_reward, option_names
+from sdpo.rewards.base import PlacedReward
+from sdpo.rewards.descriptions import DESCRIPTIONS
+from sdpo.rewards.registry import load_reward, option_names
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+"""The endings of the image files that are searched for in a folder."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """An image file and the prompt it is scored against."""
+    """An image file and the prompt of the image, which may be empty."""
 
     image: Path
     prompt: str
 
 
 def collect(sources: Sequence[str], prompt: str | None) -> list[Item]:
-    """The images that the command line names.
+    """List the images that the command line names.
 
     Args:
-        sources: image files, folders (their images, sorted by name) and `.csv` files with the columns `image`, relative
-            to the file's folder, and, unless `prompt` is given, `prompt`.
-        prompt: of all images.
+        sources: image files; folders, whose images are sorted by name; and `.csv` files with a column `image` (paths
+            relative to the file's folder) and, unless `prompt` is given, a column `prompt`.
+        prompt: the prompt of all images, or None.
 
     Raises:
-        UserError: if something is missing or empty.
+        UserError: if a file, folder, column or row is missing or empty.
     """
     items: list[Item] = []
     for source in sources:
@@ -56,6 +59,7 @@ def collect(sources: Sequence[str], prompt: str | None) -> list[Item]:
 
 
 def _read_csv(path: Path, prompt: str | None) -> list[Item]:
+    """List the images of a CSV file; a given prompt is that of all images."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -82,22 +86,25 @@ def score_files(
     """Score every image by every reward.
 
     Args:
-        items: what to score.
-        rewards: names or dotted paths.
-        options: keyword arguments of the rewards that have them; `name.key` is for one reward alone.
-        batch_size: images of one size in a call.
-        device: where reward models work.
+        items: the image files and their prompts.
+        rewards: names or dotted paths of the rewards.
+        options: the rewards' options: `key` is passed to every reward that has the option, `reward.key` to one reward.
+        batch_size: the largest number of images in a call of a reward; images of one size share a call.
+        device: the device on which reward models work.
 
     Returns:
-        For each item `image`, `prompt` and a score by each reward.
+        A row an item, with `image`, `prompt` and a score by the name of each reward.
 
     Raises:
-        UserError: if a file cannot be read, a reward cannot be loaded or fails, or one reads prompts and there is none.
+        UserError: if a file cannot be read, a reward cannot be loaded or fails, or a reward reads prompts and an image
+            has none.
     """
-    silent = {d.name for d in DESCRIPTIONS if not d.reads_prompt}
+    reading = {description.name for description in DESCRIPTIONS if description.reads_prompt}
     for name in rewards:
-        if name in {d.name for d in DESCRIPTIONS} - silent and any(not item.prompt for item in items):
-            raise UserError(f"reward {name!r} compares an image with its prompt: give --prompt, or a CSV with prompts")
+        if name in reading and any(not item.prompt for item in items):
+            raise UserError(
+                f"reward {name!r} compares an image with its prompt: give --prompt, or a CSV file with prompts"
+            )
     chosen = _options_of(rewards, options)
     callables = {n: PlacedReward(n, load_reward(n, device, chosen[n]), batch_size, device) for n in rewards}
     rows: list[dict[str, Any]] = [{"image": str(item.image), "prompt": item.prompt} for item in items]
@@ -118,7 +125,7 @@ def score_files(
 
 
 def _options_of(rewards: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Each reward's own options."""
+    """Distribute the options over the rewards that have them."""
     chosen: dict[str, dict[str, Any]] = {name: {} for name in rewards}
     for key, value in options.items():
         owner, _, bare = key.rpartition(".")
@@ -132,6 +139,7 @@ def _options_of(rewards: Sequence[str], options: Mapping[str, Any]) -> dict[str,
 
 
 def _size(path: Path) -> tuple[int, int]:
+    """The width and height of an image file, in pixels."""
     try:
         with Image.open(path) as image:
             return image.size
@@ -140,7 +148,7 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 def _read_image(path: Path) -> Tensor:
-    """float32 [3, H, W] in [0, 1]."""
+    """Read an image file as float32 [3, H, W] in [0, 1]."""
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))

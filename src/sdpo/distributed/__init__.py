@@ -1,1 +1,1 @@
-"""Several processes: collectives, launches, and networks or optimizers that are sharded."""
+"""Several processes: what a launch asks for, collectives, and networks and optimizers sharded over ranks."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sdpo.config.schema import EvaluateConfig
+from sdpo.config.sections import EvaluateConfig
 from sdpo.evaluation.evaluate import Drawing, evaluate
 from sdpo.evaluation.record import Evaluation
 from sdpo.prompts import Prompt

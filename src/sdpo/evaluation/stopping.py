@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdpo.config.schema import Config, StopRule
+from sdpo.config.schema import Config
+from sdpo.config.sections import StopRule
 from sdpo.errors import UserError
 from sdpo.evaluation.monitors import MONITORS
 

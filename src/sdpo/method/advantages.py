@@ -1,23 +1,36 @@
-"""Returns to advantages: normalisers with a state that persists across epochs."""
+"""Normalisers, from returns to advantages; their statistics persist across epochs and are saved in checkpoints."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
+from sdpo.method.lazy_torch import torch
 
-# Beside it the rounding of float32 is large: equal returns would be as far from their mean as it is. Hence float64.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Rounding in float32 is larger than this, which would leave equal returns at some distance from their mean: hence
+# statistics are computed in float64.
 _EPSILON = 1e-6
 
 
 class Normalizer(ABC):
-    """Turns returns into advantages."""
+    """Turns returns into advantages.
+
+    Subclasses are dataclasses; their fields are the settings of `advantage.normalizer`.
+
+    Attributes:
+        compares_branches: whether advantages are differences between the branches of a group, so that
+            `algorithm.branches` must be at least 2.
+    """
+
+    compares_branches: ClassVar[bool] = False
 
     @abstractmethod
     def update(self, prompts: list[str], returns: Tensor) -> Tensor:
-        """Normalise the returns of one whole, global batch and remember what the normaliser needs of them.
+        """Normalise the returns of one whole, global batch and update the statistics.
 
         Args:
             prompts: B prompts.
@@ -28,34 +41,31 @@ class Normalizer(ABC):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs; tensors and plain containers only."""
+        """The statistics that a resumed run needs; tensors and plain containers only."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (a normaliser without state has nothing to do)
-        """Restore what `state_dict` gave."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (nothing to do without statistics)
+        """Restore the statistics that `state_dict` returned."""
 
 
-class StepwiseNormalizer(Normalizer):
-    """(G − mean) / (std + 10⁻⁶) per (prompt, step), over the prompt's last returns (SDPO, stepwise advantages).
+@dataclass(frozen=True)
+class BufferedNormalizer(Normalizer):
+    """(G − mean) / (std + 10⁻⁶), the statistics taken over a buffer of each prompt's last returns.
 
-    A buffer of the last `buffer_size` returns is kept for each prompt. The new values of all branches enter
-    together before the statistics are read. A prompt with fewer than `min_count` entries borrows the mean and std
-    of the whole batch at that step. Std is the population's.
+    The new values of all branches enter together before the statistics are read. A prompt with fewer than `min_count`
+    entries borrows the mean and std of the whole batch. Std is the population's.
 
-    Args:
+    Attributes:
         buffer_size: entries kept for each prompt.
         min_count: entries a prompt needs before its own statistics are used.
-        per_step: each step has statistics of its own; False pools all steps of a prompt (SDPO's ablation).
     """
 
-    def __init__(self, buffer_size: int = 32, min_count: int = 16, per_step: bool = True) -> None:
-        self.buffer_size = buffer_size
-        self.min_count = min_count
-        self.per_step = per_step
-        self._buffers: dict[str, Tensor] = {}
+    buffer_size: int = 32
+    min_count: int = 16
+    _buffers: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def update(self, prompts: list[str], returns: Tensor) -> Tensor:
-        """See `Normalizer.update`."""
+        """Normalise a global batch of returns, [B, K, T], by the statistics of its prompts; see `Normalizer.update`."""
         device = returns.device
         values = returns.detach().float().cpu()
         batch_mean, batch_std = self._moments(values.flatten(0, 1))
@@ -71,10 +81,9 @@ class StepwiseNormalizer(Normalizer):
             advantages[rows] = ((values[rows] - mean) / (std + _EPSILON)).float()
         return advantages.to(device)
 
+    @abstractmethod
     def _moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and population std of values [N, T]: of each step, [T], or of all; float64."""
-        values = values.double() if self.per_step else values.double().flatten()
-        return values.mean(0), values.std(0, correction=0)
+        """Mean and population std of values [N, T], float64, both [T] or scalars."""
 
     def state_dict(self) -> dict[str, Any]:
         """The buffers by prompt."""
@@ -82,19 +91,41 @@ class StepwiseNormalizer(Normalizer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the buffers."""
-        self._buffers = dict(state["buffers"])
+        self._buffers.clear()
+        self._buffers.update(state["buffers"])
 
 
+@dataclass(frozen=True)
+class StepwiseNormalizer(BufferedNormalizer):
+    """SDPO's stepwise advantages: statistics per prompt and step."""
+
+    def _moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        values = values.double()
+        return values.mean(0), values.std(0, correction=0)
+
+
+@dataclass(frozen=True)
+class PromptNormalizer(BufferedNormalizer):
+    """Statistics per prompt, pooled over its steps: SDPO's ablation of stepwise advantages."""
+
+    def _moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        values = values.double().flatten()
+        return values.mean(0), values.std(0, correction=0)
+
+
+@dataclass(frozen=True)
 class PairNormalizer(Normalizer):
-    """(G − mean over the branches) / (std over the whole batch of those deviations), step by step.
+    """(G − mean over the branches) / (std of those deviations over the whole batch), step by step.
 
-    Only differences between branches of one prompt are learned from, so this normalises by their own spread. Unlike the
-    stepwise normaliser it needs no history: it is right from the first epoch, where a young buffer mixes the
-    prompts' different levels into the scale.
+    Only differences between branches of one prompt are learned from, so their own standard deviation is the scale. In
+    contrast to the stepwise normaliser this needs no history: it is right from the first epoch, where a young buffer
+    mixes the prompts' different levels into the scale.
     """
 
+    compares_branches: ClassVar[bool] = True
+
     def update(self, prompts: list[str], returns: Tensor) -> Tensor:
-        """See `Normalizer.update`."""
+        """Normalise a global batch of returns, [B, K, T], by itself; see `Normalizer.update`."""
         deviations = returns.detach().double()
         deviations = deviations - deviations.mean(1, keepdim=True)
         # The deviations have mean 0 within each group; their pairwise difference has twice their variance (K = 2).
@@ -102,14 +133,25 @@ class PairNormalizer(Normalizer):
         return (deviations / (scale + _EPSILON)).float()
 
 
+@dataclass(frozen=True)
 class GroupNormalizer(Normalizer):
     """(G − mean) / std over the K branches of one group, step by step (GRPO). Needs no history.
 
     A group whose returns are all equal has advantage 0.
     """
 
+    compares_branches: ClassVar[bool] = True
+
     def update(self, prompts: list[str], returns: Tensor) -> Tensor:
-        """See `Normalizer.update`."""
+        """Normalise each group of a batch of returns, [B, K, T], by itself; see `Normalizer.update`."""
         values = returns.detach().double()
         mean, std = values.mean(1, keepdim=True), values.std(1, correction=0, keepdim=True)
         return ((values - mean) / (std + _EPSILON)).float()
+
+
+NORMALIZERS: dict[str, type[Normalizer]] = {
+    "stepwise": StepwiseNormalizer,
+    "prompt": PromptNormalizer,
+    "pair": PairNormalizer,
+    "group": GroupNormalizer,
+}

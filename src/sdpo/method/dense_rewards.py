@@ -1,37 +1,40 @@
-"""Dense rewards from three queries: anchor choice, and spreading rewards over steps by latent similarity.
+"""Dense rewards from three queries: the choice of an anchor step, and interpolation by the similarity of latents.
 
 Source: SDPO (Zhang et al., arXiv 2411.11727), dense reward prediction.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-_UNHEALTHY = 1e-3  # |Σ cos| below this share of Σ |cos|: the weighted mean would be a division of noise by noise.
+from sdpo.method.lazy_torch import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_UNHEALTHY = 1e-3  # |Σ cos| below this share of Σ |cos| would make the weighted mean a quotient of rounding errors.
 
 
 def similarity(x0: Tensor, step: Tensor) -> Tensor:
-    """Cosine similarity of every step's x̂ with the one at `step`.
+    """Cosine similarity of every step's x̂ with the x̂ of one step.
 
     Args:
-        x0: [..., T, C, H, W].
-        step: int64 [...].
+        x0: predicted clean latents, [..., T, C, H, W].
+        step: the step to compare with, int64 [...].
 
     Returns:
         float32 [..., T].
     """
     flat = x0.float().flatten(-3)  # [..., T, D]
     chosen = flat.gather(-2, step[..., None, None].expand(*step.shape, 1, flat.shape[-1]))
-    return F.cosine_similarity(flat, chosen, dim=-1)
+    return torch.nn.functional.cosine_similarity(flat, chosen, dim=-1)
 
 
 def anchor_steps(x0: Tensor) -> Tensor:
     """argmin_i cos(x̂_i, x̂_0) + cos(x̂_i, x̂_{T−1}): the step least like either end; int64 [...].
 
     Args:
-        x0: [..., T, C, H, W].
+        x0: predicted clean latents, [..., T, C, H, W].
     """
     first = torch.zeros(x0.shape[:-4], dtype=torch.long, device=x0.device)
     last = torch.full_like(first, x0.shape[-4] - 1)
@@ -41,7 +44,10 @@ def anchor_steps(x0: Tensor) -> Tensor:
 def query_steps(x0: Tensor) -> Tensor:
     """The steps whose images are scored: first, last and anchor, in this order; int64 [..., 3].
 
-    They may coincide (always for T < 3); a caller scores coinciding ones once.
+    Steps may coincide, and always do for T < 3; the caller scores coinciding ones once.
+
+    Args:
+        x0: predicted clean latents, [..., T, C, H, W].
     """
     return _with_ends(anchor_steps(x0), x0)
 
@@ -50,10 +56,10 @@ def group_query_steps(x0: Tensor) -> Tensor:
     """`query_steps` with one anchor for all branches of a group: the step least like either end on average.
 
     Args:
-        x0: [B, K, T, C, H, W].
+        x0: predicted clean latents, [B, K, T, C, H, W].
 
     Returns:
-        int64 [B, K, 3].
+        First, last and anchor step, int64 [B, K, 3].
     """
     first = torch.zeros(x0.shape[:2], dtype=torch.long, device=x0.device)
     like_ends = similarity(x0, first) + similarity(x0, torch.full_like(first, x0.shape[2] - 1))  # [B, K, T]
@@ -64,27 +70,21 @@ def _with_ends(anchor: Tensor, x0: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(anchor), torch.full_like(anchor, x0.shape[-4] - 1), anchor], dim=-1)
 
 
-def spread_rewards(x0: Tensor, steps: Tensor, rewards: Tensor) -> Tensor:
-    """Rewards of every step from those of the queried ones: `similarities`, then `spread`.
+def similarities(x0: Tensor, steps: Tensor) -> Tensor:
+    """Cosine similarity of every step's x̂ with the x̂ of each queried step: all that `interpolate` needs of the latents.
 
     Args:
         x0: predicted clean latents, [..., T, C, H, W].
-        steps: queried steps, int64 [..., Q]; a later one overwrites an earlier one.
-        rewards: their rewards, [..., Q].
+        steps: queried steps, int64 [..., Q].
 
     Returns:
-        float32 [..., T].
+        float32 [..., T, Q].
     """
-    return spread(similarities(x0, steps), steps, rewards)
-
-
-def similarities(x0: Tensor, steps: Tensor) -> Tensor:
-    """Cosines of every step's x̂ with the queried ones, float32 [..., T, Q]; all that spreading needs of the latents."""
     return torch.stack([similarity(x0, step) for step in steps.unbind(-1)], dim=-1)
 
 
-def spread(cosines: Tensor, steps: Tensor, rewards: Tensor) -> Tensor:
-    """R̂_i = Σ_k R_k cos(x̂_i, x̂_k) / Σ_k cos(x̂_i, x̂_k), and the true reward where it was queried.
+def interpolate(cosines: Tensor, steps: Tensor, rewards: Tensor) -> Tensor:
+    """R̂_i = Σ_k R_k cos(x̂_i, x̂_k) / Σ_k cos(x̂_i, x̂_k), and the true reward at each queried step.
 
     Cosines can be negative, so the published formula can leave the range of the queried rewards or divide by zero.
     Here the quotient is clamped to [min_k R_k, max_k R_k], and where |Σ cos| < 10⁻³ Σ |cos| (or all cosines are 0)
@@ -92,9 +92,9 @@ def spread(cosines: Tensor, steps: Tensor, rewards: Tensor) -> Tensor:
     range, the value is the published one.
 
     Args:
-        cosines: [..., T, Q].
-        steps: queried steps, int64 [..., Q].
-        rewards: [..., Q].
+        cosines: similarity of every step to each queried one, [..., T, Q].
+        steps: queried steps, int64 [..., Q]; where some coincide, the last one's reward counts.
+        rewards: rewards of the queried steps, [..., Q].
 
     Returns:
         float32 [..., T].

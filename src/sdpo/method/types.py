@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass
 class Trajectories:
-    """Dual-state trajectories of one epoch, on one process.
+    """The dual-state trajectories of one epoch, on one process.
 
     Attributes:
         prompts: B prompts.
@@ -28,9 +29,10 @@ class Trajectories:
         states: noisy latents x_0 … x_T, [B, K, T+1, C, H, W].
         log_prob: log-probability of each step under the sampling policy, float32 [B, K, T].
         stochastic: which steps are random and so have a density, bool [T].
-        x0: predicted clean latents, the second state, [B, K, T, C, H, W]; None once they are scored: the update needs
-            none of them.
-        shared_first_step: the branches' first step, the same in all of them, was one network evaluation a group.
+        x0: predicted clean latents, the second state, [B, K, T, C, H, W]; None once they are scored, as the update does
+            not need them.
+        shared_first_step: whether the branches' first step, which is the same in all of them, was one network
+            evaluation a group.
     """
 
     prompts: list[str]
@@ -44,12 +46,20 @@ class Trajectories:
 
     @property
     def num_steps(self) -> int:
-        """T."""
+        """T, the denoising steps of a trajectory."""
         return self.log_prob.shape[2]
 
     @staticmethod
     def collect(parts: Iterable[Trajectories], groups: int) -> Trajectories:
-        """All B groups of several parts, in order, without x̂; holds one part at a time besides the whole."""
+        """Concatenate parts to B groups, in order and without x̂; one part at a time is held besides the whole.
+
+        Args:
+            parts: trajectories of some groups each.
+            groups: B, the groups of all parts together.
+
+        Raises:
+            ValueError: if the parts do not add up to B groups.
+        """
         whole: Trajectories | None = None
         for part in parts:
             if whole is None:
@@ -74,15 +84,16 @@ class Trajectories:
 
 @dataclass
 class StepBatch:
-    """What an algorithm sees of a minibatch: one step of each of B groups.
+    """A minibatch for an algorithm that judges single steps: one step of each of B groups.
 
     Attributes:
-        log_prob: under the current policy, with gradient, [B, K].
-        old_log_prob: under the policy that sampled, [B, K].
-        advantage: [B, K].
-        step_index: which step each group is at, int64 [B].
+        log_prob: log-probability under the current policy, mean over latent elements, with gradient, [B, K].
+        old_log_prob: log-probability under the policy that sampled, [B, K].
+        advantage: advantage of the step, [B, K].
+        step_index: the step that each group is at, int64 [B].
         mask: 1 where the step is stochastic, else 0, [B].
-        reference_log_prob: under the base model, [B, K]; None unless the algorithm asks for it.
+        reference_log_prob: log-probability under the base model, [B, K]; None unless the algorithm asks for it by
+            `needs_reference`.
     """
 
     log_prob: Tensor
@@ -95,13 +106,13 @@ class StepBatch:
 
 @dataclass
 class TrajectoryBatch:
-    """What an algorithm that judges trajectories as wholes sees of a minibatch.
+    """A minibatch for an algorithm that judges trajectories as wholes: all steps of each of B groups.
 
     Attributes:
-        log_prob: of each step under the current policy, with gradient, [B, K, T].
-        old_log_prob: under the policy that sampled, [B, K, T].
-        advantage: of the whole trajectory, [B, K].
-        mask: 1 where the step counts: it is stochastic and the update visits it, [T].
+        log_prob: log-probability of each step under the current policy, with gradient, [B, K, T].
+        old_log_prob: log-probability of each step under the policy that sampled, [B, K, T].
+        advantage: advantage of the whole trajectory, [B, K].
+        mask: 1 where the step counts, because it is stochastic and the update visits it, else 0, [T].
     """
 
     log_prob: Tensor
@@ -112,7 +123,12 @@ class TrajectoryBatch:
 
 @dataclass
 class LossOutput:
-    """A scalar loss with gradient, and detached scalar metrics."""
+    """The result of a loss.
+
+    Attributes:
+        loss: a scalar with gradient.
+        metrics: detached scalars by name, which become `train/<name>` of the epoch's metrics.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The numbers of the report: paired gains and learning curves. Pure functions of what was read."""
+"""Paired gains and learning curves: pure functions of a run that was read."""
 
 from __future__ import annotations
 
@@ -8,33 +8,50 @@ from typing import Literal
 
 import numpy as np
 
-from sdpo.report.reader import COSTS, FloatArray, Run, Split
+from sdpo.evaluation.record import COSTS, Evaluation, FloatArray, ImageScores
+from sdpo.report.reader import Run
 
 SplitName = Literal["seen", "unseen"]
+"""Which prompts: those of the training set, or others."""
+
+_ENOUGH_IMAGES = 10  # with fewer, the standard error itself is too uncertain
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Mean per-image difference and its standard error, std(differences, ddof=1)/√n; nan for a single image."""
+    """The mean difference of paired scores.
+
+    Attributes:
+        mean: mean over images of after − before.
+        standard_error: std(differences, ddof=1) / √images; nan for a single image.
+        images: number of pairs.
+    """
 
     mean: float
     standard_error: float
     images: int
 
     @property
-    def telling(self) -> bool:
-        """Whether there are enough images for the standard error to mean something."""
-        return self.images >= 10
+    def enough_images(self) -> bool:
+        """Whether there are enough images to rely on the standard error."""
+        return self.images >= _ENOUGH_IMAGES
 
     @property
-    def clear(self) -> bool:
-        """Whether the gain is more than two standard errors away from zero, over enough images to tell."""
-        return self.telling and abs(self.mean) > 2 * self.standard_error
+    def significant(self) -> bool:
+        """Whether the mean is more than two standard errors away from zero, over enough images."""
+        return self.enough_images and abs(self.mean) > 2 * self.standard_error
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One row of the result table."""
+class BeforeAfter:
+    """A score of the base and of the tuned model at one number of steps.
+
+    Attributes:
+        steps: number of sampling steps.
+        before: mean score of the base model; None if it was not evaluated.
+        after: mean score of the tuned model; None if it was not evaluated.
+        gain: None if the images of the two models cannot be paired.
+    """
 
     steps: int
     before: float | None
@@ -43,8 +60,14 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Point:
-    """One evaluation's mean score and what the run had spent by then."""
+class CurvePoint:
+    """One point of a learning curve.
+
+    Attributes:
+        epoch: the epoch of the evaluation.
+        costs: what the run had spent by then, by the names in `COSTS`.
+        mean: mean score.
+    """
 
     epoch: int
     costs: dict[str, float]
@@ -52,11 +75,11 @@ class Point:
 
 
 def paired_gain(before: FloatArray, after: FloatArray) -> Gain:
-    """The mean of after − before over the same prompts and seeds.
+    """Return the mean of after − before over images of equal prompts and seeds.
 
     Args:
-        before: [N] scores of the base model.
-        after: [N] scores of the tuned model, in the same order.
+        before: scores of the base model, [N].
+        after: scores of the tuned model on the images of equal prompts and seeds in equal order, [N].
 
     Raises:
         ValueError: if the lengths differ or there is no image.
@@ -70,11 +93,11 @@ def paired_gain(before: FloatArray, after: FloatArray) -> Gain:
 
 
 def score_names(run: Run, split: SplitName = "seen") -> list[str]:
-    """Every reward and judge that was evaluated: the trained rewards first, the judges last."""
+    """Return the names of all evaluated scores: first the trained rewards, last the judges."""
     found: dict[str, None] = {}
     for evaluation in run.evaluations:
-        part = _part(evaluation.seen, evaluation.unseen, split)
-        found.update(dict.fromkeys(part.scores if part else {}))
+        images = scored_images(evaluation, split)
+        found.update(dict.fromkeys(images.scores if images else {}))
     if split == "seen":
         found.update(dict.fromkeys(name for row in run.metrics for name, _ in _metric_scores(row)))
     rewards = run.config.get("rewards")
@@ -84,68 +107,84 @@ def score_names(run: Run, split: SplitName = "seen") -> list[str]:
 
 
 def step_counts(run: Run) -> list[int]:
-    """Every step count that was evaluated, ascending."""
+    """Return all evaluated numbers of steps, ascending."""
     counts = {steps for e in run.evaluations for by_steps in e.seen.scores.values() for steps in by_steps}
     counts |= {steps for e in run.evaluations if e.unseen for b in e.unseen.scores.values() for steps in b}
     counts |= {steps for row in run.metrics for _, steps in _metric_scores(row)}
     return sorted(counts)
 
 
-def paired(run: Run) -> bool:
-    """Whether the base's and the latest evaluation drew the same prompts from the same seeds."""
-    base, tuned = run.base, run.tuned
-    if base is None or tuned is None:
-        return False
-    return (base.seen.prompts, base.seen.seeds) == (tuned.seen.prompts, tuned.seen.seeds)
+def has_unseen(run: Run) -> bool:
+    """Whether any evaluation also scored unseen prompts."""
+    return bool(score_names(run, "unseen"))
 
 
-def compare(run: Run, name: str, split: SplitName = "seen") -> list[Comparison]:
-    """Before and after at each step count; the gain is None where the images cannot be paired."""
-    base = _part(run.base.seen, run.base.unseen, split) if run.base else None
-    tuned = _part(run.tuned.seen, run.tuned.unseen, split) if run.tuned else None
+def same_images(run: Run) -> bool:
+    """Whether the base and the tuned model were evaluated on equal prompts and seeds."""
+    return run.base is not None and run.tuned is not None and _pairable(run.base.seen, run.tuned.seen)
+
+
+def before_and_after(run: Run, name: str, split: SplitName = "seen") -> list[BeforeAfter]:
+    """Return a score of the base and of the tuned model at each number of steps, ascending."""
+    base = scored_images(run.base, split) if run.base else None
+    tuned = scored_images(run.tuned, split) if run.tuned else None
     first, last = (base.scores.get(name, {}) if base else {}), (tuned.scores.get(name, {}) if tuned else {})
-    same = base is not None and tuned is not None and (base.prompts, base.seeds) == (tuned.prompts, tuned.seeds)
+    pairable = base is not None and tuned is not None and _pairable(base, tuned)
     rows = []
     for steps in sorted(first.keys() | last.keys()):
         before, after = first.get(steps), last.get(steps)
         gain = None
-        if same and before is not None and after is not None and len(before) == len(after) > 0:
+        if pairable and before is not None and after is not None and len(before) == len(after) > 0:
             gain = paired_gain(before, after)
-        rows.append(Comparison(steps, _mean(before), _mean(after), gain))
+        rows.append(BeforeAfter(steps, _mean(before), _mean(after), gain))
     return rows
 
 
-def curve(run: Run, name: str, steps: int, split: SplitName = "seen") -> list[Point]:
-    """The learning curve of one score at one step count, by epoch.
+def learning_curve(run: Run, name: str, steps: int, split: SplitName = "seen") -> list[CurvePoint]:
+    """Return the mean score at one number of steps after each evaluated epoch.
 
-    Epochs of which only `metrics.jsonl` knows the mean are filled in from there.
+    A mean that only the metrics have, because the evaluation's own file is missing, is taken from there.
     """
-    points: dict[int, Point] = {}
+    points: dict[int, CurvePoint] = {}
     if split == "seen":
         for row in run.metrics:
             value = row.get(f"eval/{name}/{steps}")
             if isinstance(value, (int, float)):
                 costs = {key: float(row[key]) for key in COSTS if isinstance(row.get(key), (int, float))}
-                points[int(row["epoch"])] = Point(int(row["epoch"]), costs, float(value))
+                points[int(row["epoch"])] = CurvePoint(int(row["epoch"]), costs, float(value))
     for evaluation in run.evaluations:
-        part = _part(evaluation.seen, evaluation.unseen, split)
-        mean = _mean(part.scores.get(name, {}).get(steps)) if part else None
+        images = scored_images(evaluation, split)
+        mean = _mean(images.scores.get(name, {}).get(steps)) if images else None
         if mean is not None:
-            points[evaluation.epoch] = Point(evaluation.epoch, evaluation.costs, mean)
+            points[evaluation.epoch] = CurvePoint(evaluation.epoch, evaluation.costs, mean)
     return [points[epoch] for epoch in sorted(points)]
 
 
-def thin(xs: list[float], ys: list[float], limit: int = 240) -> tuple[list[float], list[float], int]:
-    """Average neighbouring points until there are at most `limit`; also returns how many went into each."""
+def average_neighbours(xs: list[float], ys: list[float], limit: int = 240) -> tuple[list[float], list[float], int]:
+    """Average runs of neighbouring points until there are at most `limit`.
+
+    Args:
+        xs: horizontal positions, [P].
+        ys: vertical positions, [P].
+        limit: the largest number of points to return.
+
+    Returns:
+        Horizontal positions, vertical positions, and how many points were averaged into one.
+    """
     size = math.ceil(len(xs) / limit) if xs else 1
     if size <= 1:
         return xs, ys, 1
-    cuts = range(0, len(xs), size)
-    return [float(np.mean(xs[i : i + size])) for i in cuts], [float(np.mean(ys[i : i + size])) for i in cuts], size
+    starts = range(0, len(xs), size)
+    return [float(np.mean(xs[i : i + size])) for i in starts], [float(np.mean(ys[i : i + size])) for i in starts], size
 
 
-def _part(seen: Split, unseen: Split | None, split: SplitName) -> Split | None:
-    return seen if split == "seen" else unseen
+def scored_images(evaluation: Evaluation, split: SplitName) -> ImageScores | None:
+    """Return the scores of the training prompts' images or of other prompts' images; None if there are none."""
+    return evaluation.seen if split == "seen" else evaluation.unseen
+
+
+def _pairable(base: ImageScores, tuned: ImageScores) -> bool:
+    return (base.prompts, base.seeds) == (tuned.prompts, tuned.seeds)
 
 
 def _mean(values: FloatArray | None) -> float | None:
@@ -153,7 +192,7 @@ def _mean(values: FloatArray | None) -> float | None:
 
 
 def _metric_scores(row: dict[str, object]) -> list[tuple[str, int]]:
-    """The (name, steps) of a row's `eval/<name>/<steps>` keys."""
+    """Return the name and the number of steps of each `eval/<name>/<steps>` key in a metrics row."""
     found = []
     for key in row:
         name, _, steps = key.removeprefix("eval/").rpartition("/")

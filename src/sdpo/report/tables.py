@@ -1,17 +1,73 @@
-"""The tables of the page: what training changed, and what it cost."""
+"""The tables of a report as text: what training changed, and what it cost."""
 
 from __future__ import annotations
 
-from html import escape
+from dataclasses import dataclass
 
-from sdpo.report.looks import decimals_for, duration, number, step_label
-from sdpo.report.reader import COSTS, Run
-from sdpo.report.stats import Comparison, Gain, SplitName, compare
+from sdpo.evaluation.record import COSTS
+from sdpo.report.formatting import decimals_for, duration, number, step_label
+from sdpo.report.reader import COST_LABELS, Run
+from sdpo.report.stats import BeforeAfter, Gain, SplitName, before_and_after
 
 
-def result_table(run: Run, name: str, split: SplitName = "seen") -> str:
-    """Before, after and paired gain of one reward or judge at each step count."""
-    rows = compare(run, name, split)
+@dataclass(frozen=True)
+class ResultRow:
+    """One row of a result table.
+
+    Attributes:
+        label: number of steps in words.
+        before: score of the base model.
+        after: score of the tuned model.
+        gain: the gain and its standard error, or why there is none.
+        trend: CSS class of the gain: `up`, `down`, `even` if two standard errors cover zero, or empty without a gain.
+        remark: what to know about the gain, or empty.
+    """
+
+    label: str
+    before: str
+    after: str
+    gain: str
+    trend: str = ""
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """One reward or judge before and after training.
+
+    Attributes:
+        name: the score's name.
+        quantity: which quantity of the score the table holds.
+        images: the largest number of images that a gain is computed from; 0 if there is no gain.
+        rows: one row per number of steps.
+    """
+
+    name: str
+    quantity: str
+    images: int
+    rows: list[ResultRow]
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """One row of the cost table.
+
+    Attributes:
+        label: what was spent.
+        total: by the whole run.
+        per_epoch: by one epoch.
+        per_sample: by one sample.
+    """
+
+    label: str
+    total: str = "–"
+    per_epoch: str = "–"
+    per_sample: str = "–"
+
+
+def result_table(run: Run, name: str, split: SplitName = "seen") -> ResultTable:
+    """Return the table of one reward or judge at each number of steps; judges are in percent."""
+    rows = before_and_after(run, name, split)
     judged = name in run.judges
     factor, unit, gain_unit = (100.0, " %", " pp") if judged else (1.0, "", "")
     errors = [factor * r.gain.standard_error for r in rows if r.gain]
@@ -20,82 +76,69 @@ def result_table(run: Run, name: str, split: SplitName = "seen") -> str:
     if judged:
         decimals = min(decimals, 1)
 
-    def value(score: float | None) -> str:
-        return "–" if score is None else escape(number(factor * score, decimals)) + unit
+    def score(value: float | None) -> str:
+        return "–" if value is None else number(factor * value, decimals) + unit
 
-    body = "".join(
-        f'<tr><th scope="row">{step_label(r.steps)}</th><td>{value(r.before)}</td><td>{value(r.after)}</td>'
-        f"<td>{_gain(r, factor, decimals, gain_unit)}</td></tr>"
-        for r in rows
-    )
+    def result_row(row: BeforeAfter) -> ResultRow:
+        label, before, after = step_label(row.steps), score(row.before), score(row.after)
+        if row.gain is None:
+            return ResultRow(label, before, after, "–" if row.before is None or row.after is None else "not paired")
+        gain, remark = _gain_texts(row.gain, factor, decimals, gain_unit)
+        return ResultRow(label, before, after, gain, _trend(row.gain), remark)
+
     images = max((r.gain.images for r in rows if r.gain), default=0)
-    count = f" <small>{images:,} images</small>" if images else ""
-    what = "recognised rate" if judged else "mean reward"
-    return (
-        f"<table><caption><b>{escape(name)}</b> {what}{count}</caption>"
-        '<thead><tr><th scope="col">Steps</th><th scope="col">Before</th><th scope="col">After</th>'
-        f'<th scope="col">Gain ± s.e.</th></tr></thead><tbody>{body}</tbody></table>'
-    )
+    quantity = "recognised rate" if judged else "mean reward"
+    return ResultTable(name, quantity, images, [result_row(row) for row in rows])
 
 
-def _gain(row: Comparison, factor: float, decimals: int, unit: str) -> str:
-    if row.gain is None:
-        return "–" if row.before is None or row.after is None else "not paired"
-    mean, error = factor * row.gain.mean, factor * row.gain.standard_error
-    spread = f" ± {number(error, decimals)}" if row.gain.images > 1 else ""
-    text = f"{number(mean, decimals, sign=True)}{spread}{unit}"
-    remark = "" if row.gain.clear else "<small>within 2 s.e.</small>"
-    if not row.gain.telling:
-        remark = "<small>too few images to tell</small>"
+def _gain_texts(gain: Gain, factor: float, decimals: int, unit: str) -> tuple[str, str]:
+    """Return a gain as text, and a remark."""
+    mean, error = factor * gain.mean, factor * gain.standard_error
     if mean == 0 == error:
-        text, remark = f"{number(0.0, decimals)}{unit}", "<small>no score changed</small>"
-    return f'<span class="{gain_class(row.gain)}">{text}</span>{remark}'
+        return f"{number(0.0, decimals)}{unit}", "no score changed"
+    plus_minus = f" ± {number(error, decimals)}" if gain.images > 1 else ""
+    remark = "" if gain.significant else "within 2 s.e." if gain.enough_images else "too few images to tell"
+    return f"{number(mean, decimals, sign=True)}{plus_minus}{unit}", remark
 
 
-def gain_class(gain: Gain) -> str:
-    """The CSS class of a gain: its sign, or `even` where two standard errors cover zero."""
-    if not gain.clear:
+def _trend(gain: Gain) -> str:
+    if not gain.significant:
         return "even"
     return "up" if gain.mean > 0 else "down"
 
 
-def summary(run: Run, names: list[str]) -> str:
-    """One sentence a score: at how many step counts it clearly rose or fell."""
-    parts = []
+def significant_changes(run: Run, names: list[str]) -> list[tuple[str, str]]:
+    """Return at how many numbers of steps each score clearly rose or fell: pairs of name and text."""
+    found = []
     for name in names:
-        gains = [r.gain for r in compare(run, name) if r.gain and r.gain.telling]
+        gains = [r.gain for r in before_and_after(run, name) if r.gain and r.gain.enough_images]
         if gains:
-            up = sum(g.clear and g.mean > 0 for g in gains)
-            down = sum(g.clear and g.mean < 0 for g in gains)
+            up = sum(g.significant and g.mean > 0 for g in gains)
+            down = sum(g.significant and g.mean < 0 for g in gains)
             fell = f" and fell at {down}" if down else ""
-            parts.append(f"<b>{escape(name)}</b> rose at {up} of {len(gains)} step counts{fell}")
-    if not parts:
-        return ""
-    return f"<p>By more than two standard errors: {'; '.join(parts)}.</p>"
+            found.append((name, f"rose at {up} of {len(gains)} step counts{fell}"))
+    return found
 
 
-def cost_table(run: Run) -> str:
-    """What the run spent: in total, an epoch and a sample."""
+def cost_rows(run: Run) -> list[CostRow]:
+    """Return what the run spent; empty before the first epoch."""
     if not run.metrics:
-        return '<p class="missing">No epoch has finished yet.</p>'
+        return []
     last, epochs = run.metrics[-1], max(1, run.last_epoch)
     images = last.get("images")
     rows = []
-    for key, words in COSTS.items():
+    for key in COSTS:
         total = last.get(key)
         if not isinstance(total, (int, float)):
-            rows.append(f'<tr><th scope="row">{words}</th><td>–</td><td>–</td><td>–</td></tr>')
+            rows.append(CostRow(COST_LABELS[key]))
             continue
         each = f"{total / images:,.3g}" if isinstance(images, (int, float)) and images else "–"
         if key == "seconds":
-            cells = (duration(total), _seconds(total / epochs), "–" if each == "–" else f"{each} s")
+            per_sample = "–" if each == "–" else f"{each} s"
+            rows.append(CostRow(COST_LABELS[key], duration(total), _seconds(total / epochs), per_sample))
         else:
-            cells = (f"{total:,.0f}", f"{total / epochs:,.4g}", each)
-        tds = "".join(f"<td>{c}</td>" for c in cells)
-        rows.append(f'<tr><th scope="row">{words}</th>{tds}</tr>')
-    titles = (f"After epoch {run.last_epoch}", "Total", "An epoch", "A sample")
-    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
-    return f'<table class="cost"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+            rows.append(CostRow(COST_LABELS[key], f"{total:,.0f}", f"{total / epochs:,.4g}", each))
+    return rows
 
 
 def _seconds(value: float) -> str:

@@ -1,69 +1,51 @@
-"""Rewards: anything that is called with images, prompts and metadata and returns one score an image."""
+"""The interface of rewards, the check of their scores, and the bounded, timed calls that the loop makes."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sdpo.errors import RewardError, UserError, nearest
-from sdpo.system.interrupt import time_limit
+from sdpo.errors import RewardError, UserError
+from sdpo.system.time_limit import time_limit
 
 
 class Reward(Protocol):
-    """The call that every reward answers.
-
-    Images are float tensors in [0, 1], [N, 3, H, W]. One finite score for each comes back, in order, as a tensor or a
-    sequence of numbers; larger is better.
-    """
+    """A callable that scores images; larger scores are better."""
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor | Sequence[float]:
-        """Score N images."""
+        """Score N images.
 
+        Args:
+            images: float [N, 3, H, W] in [0, 1].
+            prompts: the N prompts of the images.
+            metadata: the N metadata of the prompts: what a `.jsonl` prompt file has beside `prompt`.
 
-def resolve(name: str, registry: dict[str, str]) -> Callable[..., Any]:
-    """The class or callable of a registered name, or of the user's own dotted path `package.module:attribute`.
-
-    Raises:
-        UserError: if the name is not registered (with the nearest), or the path cannot be imported.
-    """
-    target = registry.get(name, name)
-    if name not in registry and ":" not in name and "." not in name:
-        raise UserError(
-            f"rewards: there is no reward {name!r}{nearest(name, registry)}; "
-            "or give a dotted path to your own callable, such as my_module:my_reward."
-        )
-    if name not in registry and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # the console script, unlike `python -m`, does not look in the working directory
-    module_name, _, attribute = target.partition(":") if ":" in target else target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # the module is the user's: importing it can raise anything
-        raise UserError(
-            f"rewards: {name!r} cannot be imported ({type(error).__name__}: {error}). A dotted path names a module on "
-            "the Python path and a callable in it: my_module:my_reward."
-        ) from error
-    if not callable(found):
-        raise UserError(f"rewards: {name!r} is a {type(found).__name__}, not a callable (images, prompts, metadata).")
-    return found  # type: ignore[no-any-return]
+        Returns:
+            N finite scores, in the order of the images.
+        """
 
 
 def checked_scores(
     name: str, reward: Reward, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
 ) -> Tensor:
-    """Call a reward and verify what it returns; a failed reward is an error, never a 0.
+    """Call a reward and verify its scores; a failed reward is an error, never a 0.
+
+    Args:
+        name: the reward's name, for messages.
+        reward: the reward.
+        images: float [N, 3, H, W] in [0, 1].
+        prompts: the N prompts of the images.
+        metadata: the N metadata of the prompts.
 
     Returns:
-        float32 [N] on the images' device.
+        Scores, float32 [N], on the device of the images.
 
     Raises:
-        RewardError: if it raises, or returns the wrong number of scores, something that is not numbers, or NaN or
+        RewardError: if the reward raises, or returns the wrong number of scores, something that is not numbers, NaN or
             infinity.
     """
     try:
@@ -75,15 +57,7 @@ def checked_scores(
             f"reward {name!r} raised {type(error).__name__}: {error} (on {len(prompts)} images of shape "
             f"{tuple(images.shape[1:])}; first prompt {prompts[0]!r})"
         ) from error
-    try:
-        values = torch.as_tensor(scores).detach()
-        if values.is_complex():
-            raise TypeError("complex numbers have no order")
-        values = values.to(images.device, torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RewardError(
-            f"reward {name!r} returned {type(scores).__name__}, which is not a sequence of numbers: {error}"
-        ) from error
+    values = _as_tensor(name, scores, images.device)
     if values.shape != (len(prompts),):
         raise RewardError(
             f"reward {name!r} returned shape {tuple(values.shape)} for {len(prompts)} images: "
@@ -94,21 +68,34 @@ def checked_scores(
         first = int(bad.nonzero()[0, 0])
         raise RewardError(
             f"reward {name!r} returned {values[first].item()} for prompt {prompts[first]!r} "
-            f"({int(bad.sum())} of {len(prompts)} scores are not finite). Mend the reward, or leave out the prompt."
+            f"({int(bad.sum())} of {len(prompts)} scores are not finite). Fix the reward, or leave out the prompt."
         )
     return values
 
 
+def _as_tensor(name: str, scores: Any, device: torch.device) -> Tensor:
+    """Convert a reward's scores to a float32 tensor."""
+    try:
+        values = torch.as_tensor(scores).detach()
+        if values.is_complex():
+            raise TypeError("complex numbers have no order")
+        return values.to(device, torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RewardError(
+            f"reward {name!r} returned {type(scores).__name__}, which is not a sequence of numbers: {error}"
+        ) from error
+
+
 class PlacedReward:
-    """A reward in calls of bounded size; its model, if so wished, is on the accelerator only while it is used.
+    """A reward with a bounded batch size and a time limit; its model may leave the accelerator between uses.
 
     Args:
-        name: for messages.
-        reward: the user's or ours; `reward.to(device)` is used where there is one.
-        batch_size: images in a call.
-        device: where a model works.
-        offload: keep it on the CPU outside `resident`.
-        timeout: seconds that a call may take; None is for ever. Remote rewards have time limits of their own.
+        name: the reward's name, for messages.
+        reward: a reward; `reward.to(device)` moves its model, if the reward has that method.
+        batch_size: the largest number of images in a call.
+        device: the device on which the model works.
+        offload: whether the model stays on the CPU outside `resident`.
+        timeout: seconds that a call may take; None sets no limit. Remote rewards have time limits of their own.
     """
 
     def __init__(
@@ -132,12 +119,12 @@ class PlacedReward:
 
     @property
     def remote(self) -> bool:
-        """Whether the reward works elsewhere, so that a caller gains by not waiting for it; it says so itself."""
+        """Whether the reward works elsewhere, so that a caller saves time by not waiting; the reward declares this."""
         return bool(getattr(self.reward, "remote", False))
 
     @contextlib.contextmanager
     def resident(self) -> Iterator[None]:
-        """A context in which an offloaded model stays on its device."""
+        """Enter a context in which an offloaded model stays on its device."""
         if self._move is None or self._resident:
             yield
             return
@@ -150,15 +137,23 @@ class PlacedReward:
             self._move("cpu")
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
-        """float32 [N] on the images' device.
+        """Score N images.
+
+        Args:
+            images: float [N, 3, H, W] in [0, 1].
+            prompts: the N prompts of the images.
+            metadata: the N metadata of the prompts.
+
+        Returns:
+            Scores, float32 [N], on the device of the images.
 
         Raises:
-            RewardError: see `checked_scores`, every call is checked by itself; or if it takes too long.
+            RewardError: if the scores of a batch fail `checked_scores`, or a call takes too long.
         """
         scores = []
         late = RewardError(
-            f"reward {self.name!r} gave no answer within {self.timeout} s. Mend it, or give it longer by "
-            "scoring.timeout (null: for ever)."
+            f"reward {self.name!r} gave no answer within {self.timeout} s. Fix the reward, or raise scoring.timeout "
+            "(null: no limit)."
         )
         with self.resident():
             for start in range(0, len(prompts), self.batch_size):

@@ -1,18 +1,19 @@
-"""Reward functions and models, by name."""
+"""The rewards by name, and the user's own by dotted path; importing this module imports no torch."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from sdpo.errors import UserError
-from sdpo.rewards.base import Reward, resolve
-from sdpo.rewards.models.weights import SOURCES
+from sdpo.system import dotted_path
 from sdpo.system.torchvision import check_torchvision
 
-# Each names a class or function that is called with `device` and the reward's options, and gives a `Reward`.
+if TYPE_CHECKING:
+    from sdpo.rewards.base import Reward
+
+# Each is a class or function that is called with `device` and the reward's options, and returns a `Reward`.
 REWARDS: dict[str, str] = {
     "emoji_score": "sdpo.rewards.models.emoji:EmojiScore",
     "emoji_judge": "sdpo.rewards.models.emoji:EmojiJudge",
@@ -31,83 +32,31 @@ REWARDS: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Description:
-    """A line of `sdpo rewards`.
-
-    Attributes:
-        name: in the config.
-        range: of its scores.
-        text: what it is and what it needs.
-        reads_prompt: whether the score depends on the prompt.
-    """
-
-    name: str
-    range: str
-    text: str
-    reads_prompt: bool = True
-
-    @property
-    def licence(self) -> str:
-        """Of the weights."""
-        glyphs = "MIT, OFL-1.1" if self.name.startswith("emoji") else "MIT"
-        return ", ".join(dict.fromkeys(s.licence for s in SOURCES.get(self.name, ()))) or glyphs
-
-    @property
-    def size(self) -> int:
-        """Bytes to download."""
-        return 1_000_000 * sum(s.megabytes for s in SOURCES.get(self.name, ()))
-
-
-DESCRIPTIONS = (
-    Description("emoji_score", "-1 … 1", "cosine of image and prompt, for the embedded model (comes with the package)"),
-    Description("emoji_judge", "0 or 1", "is the right animal recognised? for evaluation, not for training"),
-    Description(
-        "jpeg_compressibility",
-        "< 0",
-        "minus the size as JPEG, quality 95, in kB (Black et al. 2023)",
-        reads_prompt=False,
-    ),
-    Description(
-        "jpeg_incompressibility", "> 0", "the size as JPEG, quality 95, in kB (Black et al. 2023)", reads_prompt=False
-    ),
-    Description("colorfulness", ">= 0", "M of Hasler & Süsstrunk 2003, for pixels of 0 … 255", reads_prompt=False),
-    Description("aesthetic", "1 … 10", "LAION aesthetic predictor on CLIP ViT-L/14; images alone", reads_prompt=False),
-    Description("imagereward", "-2 … 2", "ImageReward v1.0 (Xu et al. 2023)"),
-    Description("hpsv2", "0.2 … 0.35", "Human Preference Score v2 (Wu et al. 2023)"),
-    Description("hpsv2.1", "0.2 … 0.35", "Human Preference Score v2.1"),
-    Description("pickscore", "18 … 24", "PickScore v1 (Kirstain et al. 2023)"),
-    Description("clipscore", "0.3 … 0.9", "2.5 · cosine of CLIP ViT-L/14 (Hessel et al. 2021)"),
-    Description("http", "the server's", "your server, JSON over HTTP; reward_options.http.url", reads_prompt=False),
-    Description(
-        "vlm", "0 … 1", "a vision-language model behind an OpenAI-compatible API; reward_options.vlm.base_url, .model"
-    ),
-    Description("ray", "its own", "any reward in a pool of Ray actors; reward_options.ray.reward", reads_prompt=False),
-)
-
-
 def check_reward_name(name: str) -> None:
-    """Fail early on a name that no reward has; loads no weights.
+    """Verify that a reward of this name exists, without loading its weights.
+
+    Args:
+        name: a name in `REWARDS`, or a dotted path `package.module:attribute`.
 
     Raises:
-        UserError: see `resolve`.
+        UserError: if the name is unknown, or the path cannot be imported.
     """
-    resolve(name, REWARDS)
+    _find(name)
 
 
 def load_reward(name: str, device: str = "cpu", options: Mapping[str, Any] | None = None) -> Reward:
-    """Instantiate a reward by its name, or the user's own by its dotted path: a function, or a class without arguments.
+    """Load a reward by its name, or the user's own by its dotted path: a function, or a class.
 
     Args:
-        name: in `REWARDS`, or `package.module:attribute`.
-        device: where its weights, if it has any, are to lie.
-        options: keyword arguments of its class.
+        name: a name in `REWARDS`, or a dotted path `package.module:attribute`.
+        device: the device for the reward's weights, if it has any.
+        options: keyword arguments of the reward's class.
 
     Raises:
-        UserError: if there is none of that name, or it cannot be built.
+        UserError: if the name is unknown, or the reward cannot be built with these options.
     """
     check_torchvision()
-    found = resolve(name, REWARDS)
+    found = _find(name)
     options = dict(options or {})
     if name not in REWARDS and not isinstance(found, type):
         if options:
@@ -130,23 +79,37 @@ def load_reward(name: str, device: str = "cpu", options: Mapping[str, Any] | Non
 
 
 def option_names(name: str) -> list[str]:
-    """The options that a reward's class has.
+    """The names of the options that a reward accepts.
+
+    Args:
+        name: a name in `REWARDS`, or a dotted path `package.module:attribute`.
 
     Raises:
-        UserError: see `resolve`.
+        UserError: if the name is unknown, or the path cannot be imported.
     """
-    found = resolve(name, REWARDS)
+    found = _find(name)
     if name not in REWARDS and not isinstance(found, type):
-        return []  # a function: it is the reward itself
+        return []  # a function is the reward itself
     try:
         parameters = inspect.signature(found).parameters
-    except (TypeError, ValueError):  # a class of C code tells nothing
+    except (TypeError, ValueError):  # a class written in C has no signature
         return []
     return [p for p in parameters if p != "device" or name not in REWARDS]
 
 
+def _find(name: str) -> Callable[..., Any]:
+    """Import the class or callable that a name or a dotted path stands for."""
+    try:
+        found = dotted_path.resolve(name, REWARDS, "reward", "my_module:my_reward")
+    except UserError as error:
+        raise UserError(f"rewards: {error}") from error
+    if not callable(found):
+        raise UserError(f"rewards: {name!r} is a {type(found).__name__}, not a callable (images, prompts, metadata).")
+    return found  # type: ignore[no-any-return]
+
+
 def _check_choices(name: str, found: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Refuse a value that an option's `Literal` annotation does not list."""
+    """Reject a value that the `Literal` annotation of an option does not list."""
     hints = get_type_hints(vars(found)["__init__"] if isinstance(found, type) and "__init__" in vars(found) else found)
     for key, value in options.items():
         if get_origin(hints.get(key)) is Literal and value not in get_args(hints[key]):

@@ -1,1 +1,1 @@
-"""Files, locks, signals and devices: the operating system's side."""
+"""The operating system's side: files, locks, signals, messages, and what differs between platforms."""

@@ -1,4 +1,4 @@
-"""Files that outlive a kill and a power cut: written aside, flushed to the disk, renamed into place."""
+"""Files that survive a kill and a power cut: written under another name, flushed to the disk, renamed into place."""
 
 from __future__ import annotations
 
@@ -9,28 +9,35 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-WRITE_ERRORS = (OSError, SafetensorError)
-"""What writing raises on a full or failing disk; safetensors has a name of its own for it."""
+from sdpo.system.platform import flush_to_disk
 
-_CHUNK = 2**20
+WRITE_ERRORS = (OSError, SafetensorError)
+"""The errors of a write to a full or failing disk; safetensors has an error of its own."""
+
+_CHUNK = 2**20  # bytes
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that no reader, and nobody after a power cut, ever sees a part of it."""
+    """Write a file so that it is complete whenever it is read, even after a power cut."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    sync(path.parent)
+    flush_to_disk(path.parent)
 
 
 def replace_folder(new: Path, target: Path, aside: Path | None = None) -> None:
-    """Put a folder in the place of another, which need not exist.
+    """Put a folder in the place of another one.
 
-    No system renames a folder over one that has files. So the old one steps aside first: killed between the two
-    renames, `recover_folder` finds it. `aside` is a name for it that nobody else uses; None is `<target>.old`.
+    No operating system renames a folder over one that has files. The old folder is therefore renamed first; if the
+    process is killed between the two renames, `recover_folder` restores it.
+
+    Args:
+        new: the folder to move.
+        target: its new path; an existing folder there is deleted.
+        aside: a temporary path for the old folder that nobody else uses; None is `<target>.old`.
     """
     sync_tree(new)
     recover_folder(target, aside)
@@ -39,35 +46,31 @@ def replace_folder(new: Path, target: Path, aside: Path | None = None) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         target.rename(aside)
     new.rename(target)
-    sync(target.parent)
+    flush_to_disk(target.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def recover_folder(target: Path, aside: Path | None = None) -> None:
-    """Undo a `replace_folder` that was killed half-way."""
+    """Undo a `replace_folder` that was killed between its renames.
+
+    Args:
+        target: the folder's path.
+        aside: the temporary path that `replace_folder` was given.
+    """
     aside = aside or _aside(target)
     if not target.exists() and aside.is_dir():
         aside.rename(target)
 
 
 def sync_tree(folder: Path) -> None:
-    """Flush all files of a folder, and the folders themselves, which hold their names."""
+    """Flush a folder to the disk with all its files and folders."""
     for path in folder.rglob("*"):
-        sync(path)
-    sync(folder)
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        flush_to_disk(path)
+    flush_to_disk(folder)
 
 
 def sha256(path: Path) -> str:
-    """A file's checksum, in hexadecimal digits."""
+    """The SHA-256 checksum of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

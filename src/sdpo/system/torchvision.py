@@ -1,4 +1,4 @@
-"""What the surroundings can break."""
+"""A check of the installed torchvision, which can break other libraries."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from sdpo.errors import UserError
 
 
 def check_torchvision() -> None:
-    """Refuse a torchvision that does not fit the installed torch: importing transformers or diffusers would fail.
+    """Reject a torchvision that does not fit the installed torch: importing transformers or diffusers would fail.
 
-    Nothing here needs torchvision, but both libraries import it where they find it.
+    sdpo does not need torchvision, but both libraries import torchvision where it is installed.
 
     Raises:
-        UserError: naming the fix.
+        UserError: if torchvision is installed and cannot be imported.
     """
     if importlib.util.find_spec("torchvision") is None:
         return
@@ -23,6 +23,6 @@ def check_torchvision() -> None:
     except Exception as error:  # a missing symbol, operator or library: RuntimeError, OSError, ImportError, ...
         raise UserError(
             f"the installed torchvision cannot be imported beside this torch ({type(error).__name__}: {error}), and "
-            "diffusers and transformers break with it. sdpo does not need torchvision: pip uninstall torchvision; or "
-            "install the build that belongs to this torch."
+            "diffusers and transformers fail with it. sdpo does not need torchvision. Uninstall it "
+            "(pip uninstall torchvision), or install the build that belongs to this torch."
         ) from error

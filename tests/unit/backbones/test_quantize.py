@@ -1,4 +1,4 @@
-"""Frozen weights in few bits: what is refused, and, where the libraries are installed, a run on them."""
+"""Quantised frozen weights: refused settings, and a run where the libraries are installed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_run_on_quantised_weights(sdpo: Run, tmp_path: Path, tiny_overrides: l
 
 
 @pytest.mark.parametrize("how", LIBRARIES)
-def test_outputs_stay_close_and_small_layers_as_they_are(how: str) -> None:
+def test_outputs_stay_close_and_small_layers_keep_their_precision(how: str) -> None:
     pytest.importorskip(LIBRARIES[how])
     torch.manual_seed(0)
     network = nn.ModuleDict({"embed": nn.Linear(64, 64), "blocks": nn.ModuleList([nn.Linear(64, 64)])})

@@ -5,21 +5,25 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from sdpo.assembly.build import cost, update_settings
 
 from sdpo import Config
-from sdpo.assembly.build import build_normalizer, cost, update_settings
 from sdpo.errors import UserError
-from sdpo.method.advantages import GroupNormalizer, StepwiseNormalizer
+from sdpo.method.advantages import GroupNormalizer, PromptNormalizer
 from sdpo.method.algorithms import ALGORITHMS
+from sdpo.method.reward_plans import Anchors, FinalStep
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_name_alone_is_the_algorithm_as_published(name: str) -> None:
     config = Config.load("emoji", [f"algorithm={name}"])
-    assert config.algorithm == {"name": name, **dataclasses.asdict(ALGORITHMS[name]())}  # type: ignore[call-overload]
-    assert config.build_algorithm() == ALGORITHMS[name]()
+    published = ALGORITHMS[name]()
+    assert config.build_algorithm() == published
+    plain = {f.name: getattr(published, f.name) for f in dataclasses.fields(published)}
+    plan = {Anchors(): "anchors", FinalStep(): "final"}[published.reward_plan]
+    assert config.algorithm == {"name": name, **plain, "reward_plan": plan, "credit": "step"}
     assert Config.parse(config.model_dump(mode="json")) == config
-    assert update_settings(config).unit == ALGORITHMS[name].unit
+    assert update_settings(config).takes_trajectories == (name in ("rebel", "prdp"))
     assert "network evaluations" in cost(config)
 
 
@@ -37,9 +41,9 @@ def test_another_algorithm_drops_the_settings_of_the_preset_s_own() -> None:
 
 def test_grpo_brings_its_normaliser() -> None:
     config = Config.load("emoji", ["algorithm=grpo"])
-    assert config.advantage.normalizer == "group" and isinstance(build_normalizer(config), GroupNormalizer)
-    pooled = build_normalizer(Config.load("emoji", ["advantage.normalizer=prompt"]))
-    assert isinstance(pooled, StepwiseNormalizer) and not pooled.per_step
+    assert config.advantage.normalizer == "group" and isinstance(config.build_normalizer(), GroupNormalizer)
+    pooled = Config.load("emoji", ["advantage.normalizer=prompt", "advantage.buffer_size=20"]).build_normalizer()
+    assert pooled == PromptNormalizer(buffer_size=20)
 
 
 @pytest.mark.parametrize(

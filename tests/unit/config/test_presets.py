@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from helpers.command_line import Run
 
-from sdpo.config.schema import Config, preset_names, preset_summary
+from sdpo.config.load import preset_names, preset_summary
+from sdpo.config.schema import Config
 
 HUB = {"sdxl-turbo-pickscore", "lcm-aesthetic", "sd35-turbo-pickscore", "flux-schnell-hpsv2", "z-image-turbo-pickscore",
        "sana-sprint-pickscore"}  # fmt: skip

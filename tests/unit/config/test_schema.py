@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdpo import Config
-from sdpo.config.schema import preset_names
+from sdpo.config.load import preset_names
 from sdpo.errors import UserError
 from sdpo.method.algorithms import ALGORITHMS
 

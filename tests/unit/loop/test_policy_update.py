@@ -18,7 +18,6 @@ from sdpo.loop.shared_step import network_rows
 from sdpo.loop.visits import Visits
 from sdpo.method import gaussian
 from sdpo.method.algorithms import D3PO, PRDP, REBEL, SDPO, Algorithm
-from sdpo.method.algorithms.base import Credit, RewardPlan
 from sdpo.method.denoisers import Transition
 from sdpo.method.types import LossOutput, StepBatch, Trajectories, TrajectoryBatch
 from sdpo.prompts import Prompt
@@ -31,10 +30,6 @@ class Recording(Algorithm[StepBatch]):
     """Pulls log-probabilities down; remembers steps and old log-probabilities, which tell the samples apart."""
 
     seen: list[tuple[list[int], Tensor]]
-    branches: int = 2
-    reward_plan: RewardPlan = "all"
-    discount: float = 1.0
-    credit: Credit = "step"
 
     def loss(self, batch: StepBatch) -> LossOutput:
         self.seen.append((batch.step_index.tolist(), batch.old_log_prob))

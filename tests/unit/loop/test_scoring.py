@@ -12,7 +12,8 @@ from torch import Tensor
 from sdpo.errors import RewardError
 from sdpo.loop.reward_mix import RewardMix
 from sdpo.loop.scoring import Scorer
-from sdpo.method.dense_rewards import group_query_steps, query_steps, similarities, spread, spread_rewards
+from sdpo.method.dense_rewards import group_query_steps, interpolate, query_steps, similarities
+from sdpo.method.reward_plans import REWARD_PLANS, AllSteps, FinalStep
 from sdpo.method.types import Trajectories
 from sdpo.rewards import PlacedReward
 
@@ -53,12 +54,12 @@ def part(groups: int, branches: int = 2, steps: int = 4, seed: int = 0, shared: 
     )
 
 
-@pytest.mark.parametrize("plan", ["anchors", "group_anchors", "all", "final"])
+@pytest.mark.parametrize("plan", REWARD_PLANS)
 @pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("shared", [False, True])
-def test_no_image_is_scored_twice_and_rewards_reach_their_steps(plan: Any, steps: int, shared: bool) -> None:
+def test_no_image_is_scored_twice_and_rewards_reach_their_steps(plan: str, steps: int, shared: bool) -> None:
     reward = FirstPixel()
-    scorer = Scorer(Identity(), RewardMix({"r": reward}, {"r": 2.0}), plan, decode_batch=3)
+    scorer = Scorer(Identity(), RewardMix({"r": reward}, {"r": 2.0}), REWARD_PLANS[plan](), decode_batch=3)
     parts = [part(3, steps=steps, seed=0, shared=shared), part(2, steps=steps, seed=1, shared=shared)]
     for p in parts:
         scorer.add(p)
@@ -77,11 +78,11 @@ def test_no_image_is_scored_twice_and_rewards_reach_their_steps(plan: Any, steps
         assert scores.first is None and not scores.dense[..., :-1].any()
     if plan == "anchors":
         wanted = query_steps(x0)
-        assert torch.equal(scores.dense, spread_rewards(x0, wanted, exact.gather(-1, wanted)))
+        assert torch.equal(scores.dense, interpolate(similarities(x0, wanted), wanted, exact.gather(-1, wanted)))
     if plan == "group_anchors":
         wanted, cosines = group_query_steps(x0), similarities(x0, group_query_steps(x0)).mean(1, keepdim=True)
         assert (wanted == wanted[:, :1]).all()
-        assert torch.equal(scores.dense, spread(cosines.expand(-1, 2, -1, -1), wanted, exact.gather(-1, wanted)))
+        assert torch.equal(scores.dense, interpolate(cosines.expand(-1, 2, -1, -1), wanted, exact.gather(-1, wanted)))
 
 
 def test_a_group_s_weights_put_no_difference_where_rewards_have_none() -> None:
@@ -91,7 +92,7 @@ def test_a_group_s_weights_put_no_difference_where_rewards_have_none() -> None:
     p.x0[:, 1, :, 0, 0, 0] = p.x0[:, 0, :, 0, 0, 0]  # what is rewarded is the same in both branches, and nothing else
     difference = {}
     for plan in ("anchors", "group_anchors"):
-        scorer = Scorer(Identity(), RewardMix({"r": FirstPixel()}, {"r": 1.0}), plan)  # type: ignore[arg-type]
+        scorer = Scorer(Identity(), RewardMix({"r": FirstPixel()}, {"r": 1.0}), REWARD_PLANS[plan]())
         scorer.add(p)
         dense = scorer.finish().dense
         difference[plan] = (dense[:, 0] - dense[:, 1]).abs().max()
@@ -100,7 +101,7 @@ def test_a_group_s_weights_put_no_difference_where_rewards_have_none() -> None:
 
 def test_prompts_and_metadata_belong_to_the_images() -> None:
     reward = FirstPixel()
-    scorer = Scorer(Identity(), RewardMix({"r": reward}, {"r": 1.0}), "all")
+    scorer = Scorer(Identity(), RewardMix({"r": reward}, {"r": 1.0}), AllSteps())
     parts = [part(2, seed=5), part(1, seed=6)]
     for p in parts:
         scorer.add(p)
@@ -124,7 +125,7 @@ def test_a_remote_reward_works_while_sampling_goes_on() -> None:
             return super().__call__(images, prompts, metadata)
 
     remote = PlacedReward("remote", Remote(), batch_size=4, device="cpu")
-    scorer = Scorer(Identity(), RewardMix({"remote": remote}, {"remote": 1.0}), "all")
+    scorer = Scorer(Identity(), RewardMix({"remote": remote}, {"remote": 1.0}), AllSteps())
     parts = [part(2, seed=0), part(2, seed=1)]
     scorer.add(parts[0])
     scorer.add(parts[1])
@@ -139,7 +140,7 @@ def test_the_failure_of_a_remote_reward_is_raised() -> None:
         def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
             raise OSError("the line is dead")
 
-    scorer = Scorer(Identity(), RewardMix({"r": Remote()}, {"r": 1.0}), "final")
+    scorer = Scorer(Identity(), RewardMix({"r": Remote()}, {"r": 1.0}), FinalStep())
     scorer.add(part(2))
     with pytest.raises(RewardError, match="the line is dead"):
         scorer.finish()
@@ -155,7 +156,7 @@ def test_an_offloaded_model_is_resident_while_it_is_used() -> None:
     placed = PlacedReward("m", Model(), batch_size=2, device="cpu:0", offload=True)
     mix = RewardMix({"m": placed}, {"m": 1.0})
     with mix.resident():
-        scorer = Scorer(Identity(), mix, "final")
+        scorer = Scorer(Identity(), mix, FinalStep())
         for seed in range(3):
             scorer.add(part(2, seed=seed))
         scorer.finish()

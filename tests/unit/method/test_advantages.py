@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from sdpo.method.advantages import GroupNormalizer, PairNormalizer, StepwiseNormalizer
+from sdpo.method.advantages import GroupNormalizer, PairNormalizer, PromptNormalizer, StepwiseNormalizer
 
 
 def test_two_prompt_advantages_by_hand() -> None:
@@ -38,7 +38,7 @@ def test_pair_normalisation_by_hand() -> None:
 
 def test_pooled_statistics_of_a_prompt_mix_its_steps() -> None:
     returns = torch.tensor([[[4.0, 0.0], [2.0, 2.0]]]).repeat(8, 1, 1)  # mean 2, std √2 over both steps
-    normalizer = StepwiseNormalizer(buffer_size=32, min_count=16, per_step=False)
+    normalizer = PromptNormalizer(buffer_size=32, min_count=16)
     found = normalizer.update(["cat"] * 8, returns)
     assert torch.allclose(found[0], torch.tensor([[2.0, -2.0], [0.0, 0.0]]) / 2**0.5, atol=1e-5)
 

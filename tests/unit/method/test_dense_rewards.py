@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo.method.dense_rewards import anchor_steps, query_steps, spread_rewards
+from sdpo.method.dense_rewards import anchor_steps, interpolate, query_steps, similarities
 
 
 @settings(max_examples=200, deadline=None)
@@ -22,7 +22,7 @@ def test_dense_rewards_stay_finite_and_within_the_queried_ones(
     # One image has one reward, also where two queries coincide.
     rewards = torch.where(queries == queries[..., :1], rewards[..., :1], rewards)
     rewards[..., 2] = torch.where(queries[..., 2] == queries[..., 1], rewards[..., 1], rewards[..., 2])
-    dense = spread_rewards(x0, queries, rewards)
+    dense = interpolate(similarities(x0, queries), queries, rewards)
     assert dense.isfinite().all()
     assert (dense >= rewards.amin(-1, keepdim=True)).all() and (dense <= rewards.amax(-1, keepdim=True)).all()
     torch.testing.assert_close(dense.gather(-1, queries), rewards)

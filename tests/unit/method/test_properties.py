@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -13,21 +13,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdpo import Config
-from sdpo.assembly.build import build_normalizer
-from sdpo.config.schema import AdvantageConfig
-from sdpo.method.advantages import Normalizer
+from sdpo.method.advantages import NORMALIZERS, Normalizer
 from sdpo.method.algorithms import ALGORITHMS
 from sdpo.method.credit import discounted_returns, future_returns
-from sdpo.method.dense_rewards import query_steps, spread_rewards
+from sdpo.method.dense_rewards import interpolate, query_steps, similarities
 from sdpo.method.types import StepBatch, TrajectoryBatch
 
-NORMALIZERS = get_args(AdvantageConfig.model_fields["normalizer"].annotation)
 SEEDS = st.integers(0, 10**6)
 some = settings(max_examples=25, deadline=None, derandomize=True)  # tolerances: the same cases each time
 
 
 def numbers(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def dense_rewards(x0: Tensor, queries: Tensor, rewards: Tensor) -> Tensor:
+    return interpolate(similarities(x0, queries), queries, rewards)
 
 
 # -- dense rewards -------------------------------------------------------------------------------------------
@@ -40,23 +41,23 @@ def test_dense_rewards_follow_the_scale_and_the_origin_of_rewards(
 ) -> None:
     x0 = numbers(seed, 3, 2, steps, 2, 3, 3).float()
     queries, rewards = query_steps(x0), numbers(seed + 1, 3, 2, 3).float()
-    dense = spread_rewards(x0, queries, rewards)
+    dense = dense_rewards(x0, queries, rewards)
     # Powers of two lose no digit: the scale of latents does not matter at all, that of rewards comes through.
-    assert torch.equal(spread_rewards(x0 * 2.0**power, queries, rewards), dense)
-    assert torch.equal(spread_rewards(x0, queries, rewards * 2.0**power), dense * 2.0**power)
-    torch.testing.assert_close(spread_rewards(x0, queries, rewards + shift), dense + shift, rtol=0, atol=0.02)
+    assert torch.equal(dense_rewards(x0 * 2.0**power, queries, rewards), dense)
+    assert torch.equal(dense_rewards(x0, queries, rewards * 2.0**power), dense * 2.0**power)
+    torch.testing.assert_close(dense_rewards(x0, queries, rewards + shift), dense + shift, rtol=0, atol=0.02)
     constant = torch.full_like(rewards, shift)
-    assert torch.equal(spread_rewards(x0, queries, constant), constant[..., :1].expand_as(dense))
+    assert torch.equal(dense_rewards(x0, queries, constant), constant[..., :1].expand_as(dense))
 
 
 @some
 @given(SEEDS, st.integers(1, 7))
 def test_a_trajectory_s_rewards_are_its_own(seed: int, steps: int) -> None:
     x0, rewards = numbers(seed, 4, 2, steps, 2, 3, 3).float(), numbers(seed + 1, 4, 2, 3).float()
-    whole = spread_rewards(x0, query_steps(x0), rewards)
+    whole = dense_rewards(x0, query_steps(x0), rewards)
     for i in range(4):
         torch.testing.assert_close(
-            spread_rewards(x0[i : i + 1], query_steps(x0[i : i + 1]), rewards[i : i + 1])[0], whole[i]
+            dense_rewards(x0[i : i + 1], query_steps(x0[i : i + 1]), rewards[i : i + 1])[0], whole[i]
         )
 
 
@@ -82,7 +83,7 @@ def test_returns_obey_their_recursion(seed: int, steps: int, discount: float) ->
 
 
 def fresh(name: str) -> Normalizer:
-    return build_normalizer(Config.load("emoji", advantage={"normalizer": name}))
+    return Config.load("emoji", advantage={"normalizer": name}).build_normalizer()
 
 
 PROMPTS = ["a", "b", "a", "c"]
@@ -127,7 +128,7 @@ def test_a_saved_normaliser_goes_on_as_the_one_that_was_not(name: str, seed: int
 
 def batch_for(algorithm: Any, seed: int, groups: int = 4, steps: int = 3) -> StepBatch | TrajectoryBatch:
     """Random numbers for any algorithm; log-ratios up to a few tenths."""
-    branches, step = algorithm.branches, algorithm.unit == "step"
+    branches, step = algorithm.branches, not algorithm.takes_trajectories
     shape = (groups, branches) if step else (groups, branches, steps)
     old = numbers(seed, *shape)
     log_prob = (old + 0.1 * numbers(seed + 1, *shape)).requires_grad_(True)
@@ -195,7 +196,7 @@ def test_steps_without_a_density_teach_nothing(name: str, seed: int) -> None:
     algorithm = ALGORITHMS[name]()
     batch = batch_for(algorithm, seed)
     _, gradient = loss_and_gradient(algorithm, batch)
-    masked = gradient[..., batch.mask == 0] if algorithm.unit == "trajectory" else gradient[batch.mask == 0]
+    masked = gradient[..., batch.mask == 0] if algorithm.takes_trajectories else gradient[batch.mask == 0]
     assert masked.numel() and (masked == 0).all()
 
 
@@ -213,4 +214,4 @@ def test_nothing_to_gain_is_nothing_to_learn(name: str, seed: int) -> None:
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_says_what_it_is(name: str) -> None:
     algorithm = ALGORITHMS[name]()
-    assert is_dataclass(algorithm) and algorithm.branches >= 1 and algorithm.unit in ("step", "trajectory")
+    assert is_dataclass(algorithm) and algorithm.branches >= algorithm.min_branches >= 1

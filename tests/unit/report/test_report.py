@@ -16,10 +16,11 @@ from PIL import Image
 
 from sdpo.errors import UserError
 from sdpo.report import write_report
-from sdpo.report.gallery import cut, gallery
-from sdpo.report.looks import decimals_for, duration, number, tick_labels, ticks
+from sdpo.report.axis_ticks import tick_labels, ticks
+from sdpo.report.formatting import decimals_for, duration, number
+from sdpo.report.gallery import cut_tiles, gallery
 from sdpo.report.reader import read_run
-from sdpo.report.stats import compare, curve, paired_gain, score_names, thin
+from sdpo.report.stats import average_neighbours, before_and_after, learning_curve, paired_gain, score_names
 
 STEPS = (1, 2, 4, 8)
 PROMPTS = ["a cat", "<script>alert(1)</script>", "a dog & a fox riding together on a very long red bicycle", "a ☃ bear"]
@@ -214,7 +215,7 @@ def test_paired_gain_by_hand() -> None:
     # Differences 1 0 3 0: mean 1, squared deviations 0 1 4 1, sample variance 2, standard error √2/√4.
     assert gain.mean == 1.0
     assert gain.standard_error == pytest.approx(math.sqrt(2) / 2)
-    assert gain.images == 4 and not gain.clear
+    assert gain.images == 4 and not gain.significant
     assert math.isnan(paired_gain(np.array([1.0]), np.array([2.0])).standard_error)
     with pytest.raises(ValueError, match="equally long"):
         paired_gain(np.zeros(3), np.zeros(4))
@@ -240,7 +241,7 @@ def test_images_that_do_not_match_are_not_paired(run_dir: Path) -> None:
     record = json.loads(file.read_text())
     record["seeds"][0] = 999
     file.write_text(json.dumps(record))
-    assert all(row.gain is None for row in compare(read_run(run_dir), "emoji"))
+    assert all(row.gain is None for row in before_and_after(read_run(run_dir), "emoji"))
     html = write_report(run_dir).read_text(encoding="utf-8")
     assert "not paired" in html and "prompts or seeds differ" in html and "same prompt" not in html
 
@@ -303,7 +304,7 @@ def test_curves_fill_in_from_metrics_and_costs_may_be_missing(run_dir: Path) -> 
     record = json.loads(file.read_text())
     del record["images"], record["judge"]
     file.write_text(json.dumps(record))
-    points = curve(read_run(run_dir), "emoji", 4)
+    points = learning_curve(read_run(run_dir), "emoji", 4)
     assert [(p.epoch, p.costs["images"]) for p in points] == [(0, 0), (5, 1280), (10, 2560)]
     assert points[1].mean == 0.75
 
@@ -324,7 +325,7 @@ def test_order_of_scores(run_dir: Path) -> None:
 
 def test_columns_are_capped_and_large_tiles_reduced(tmp_path: Path) -> None:
     run_dir = build_run(tmp_path / "r", epochs=5, images=16, tile=300, tiles=14)
-    assert len(cut(run_dir / "evaluation" / "epoch_0000" / "steps_1.png")) == 12
+    assert len(cut_tiles(run_dir / "evaluation" / "epoch_0000" / "steps_1.png")) == 12
     html = write_report(run_dir).read_text(encoding="utf-8")
     assert html.count("data:image/jpeg") == 12 * 2 * 4
     with Image.open(run_dir / "samples.png") as samples:
@@ -334,7 +335,7 @@ def test_columns_are_capped_and_large_tiles_reduced(tmp_path: Path) -> None:
 def test_pixel_art_is_doubled_pixel_by_pixel(tmp_path: Path) -> None:
     run_dir = build_run(tmp_path / "r", epochs=5, tile=32)
     write_report(run_dir)
-    tile = np.asarray(cut(run_dir / "evaluation" / "epoch_0000" / "steps_1.png")[0])
+    tile = np.asarray(cut_tiles(run_dir / "evaluation" / "epoch_0000" / "steps_1.png")[0])
     doubled = tile.repeat(2, axis=0).repeat(2, axis=1)
     with Image.open(run_dir / "samples.png") as samples:
         canvas = np.asarray(samples)
@@ -358,13 +359,13 @@ def test_numbers_read_well() -> None:
     assert number(math.inf, 2) == "not finite"
     assert decimals_for([0.0123], [0.5]) == 3 and decimals_for([math.nan], [12.3]) == 2
     assert [duration(s) for s in (5, 100, 4000)] == ["5 s", "2 min", "1 h 07 min"]
-    assert thin([1.0, 2.0, 3.0], [1.0, 3.0, 5.0], limit=2) == ([1.5, 3.0], [2.0, 5.0], 2)
+    assert average_neighbours([1.0, 2.0, 3.0], [1.0, 3.0, 5.0], limit=2) == ([1.5, 3.0], [2.0, 5.0], 2)
 
 
 def test_use_it_can_be_run_for_packaged_given_and_hub_models(tmp_path: Path) -> None:
     for model, words in (
-        ("emoji", "sdpo.embedded(&quot;emoji&quot;)"),
-        ("owner/name", "from_pretrained(&quot;owner/name&quot;)"),
+        ("emoji", 'sdpo.embedded("emoji")'),
+        ("owner/name", 'from_pretrained("owner/name")'),
         ("(in Python)", "# pipe: the pipeline that was trained"),
     ):
         run_dir = build_run(tmp_path / model.replace("/", "_"), epochs=2)
@@ -372,8 +373,7 @@ def test_use_it_can_be_run_for_packaged_given_and_hub_models(tmp_path: Path) -> 
         config["model"] = {"path": model}
         config["lora"] = {"rank": 2}
         (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
-        html = write_report(run_dir).read_text(encoding="utf-8")
-        assert words in html, model
+        assert words in _parse(write_report(run_dir).read_text(encoding="utf-8")).text, model
 
 
 def test_a_metric_that_stays_zero_is_a_line_of_text_and_null_is_skipped(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""Signals and time limits, also where the main thread hangs in C code and hears of neither."""
+"""Signals and time limits, also where the main thread hangs in C code and receives neither."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,27 +15,8 @@ import pytest
 from helpers import forked_processes as forked
 
 from sdpo.errors import RewardError
-from sdpo.system.interrupt import Interruptions, Terminated, time_limit
-
-
-def test_a_call_that_takes_too_long_is_ended() -> None:
-    class Swallows:
-        def __call__(self) -> None:
-            try:
-                time.sleep(60)
-            except Exception:
-                pytest.fail("the code that hangs could go on")
-
-    start = time.monotonic()
-    with pytest.raises(RewardError, match="late"), time_limit(0.1, RewardError("late")):
-        Swallows()()
-    assert time.monotonic() - start < 10
-    before = signal.getsignal(signal.SIGALRM)
-    with time_limit(60, RewardError("late")):
-        pass
-    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0 and signal.getsignal(signal.SIGALRM) == before
-    with time_limit(None, RewardError("late")):
-        assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+from sdpo.system.interrupt import Interruptions, Terminated
+from sdpo.system.time_limit import time_limit
 
 
 def test_signals_are_as_before_afterwards() -> None:
@@ -45,8 +27,8 @@ def test_signals_are_as_before_afterwards() -> None:
             os.kill(os.getpid(), number)
             time.sleep(10)
     with Interruptions(lambda: None) as interruptions:
-        interruptions.deaf = True
-        os.kill(os.getpid(), signal.SIGTERM)  # while what it asks for is done
+        interruptions.ignore()
+        os.kill(os.getpid(), signal.SIGTERM)  # while the run is ending anyway
         time.sleep(0.01)
         with pytest.raises(Terminated):
             interruptions.check()
@@ -76,7 +58,7 @@ def test_a_main_thread_that_hangs_in_c_is_ended_after_its_last_words(tmp_path: P
         time.sleep(0.01)
     os.kill(process.pid or 0, signal.SIGTERM)
     process.join(20)
-    assert process.exitcode == 143 and "SIGTERM, but the call that runs now does not return" in log.read_text()
+    assert process.exitcode == 143 and "SIGTERM, but the call that is running does not return" in log.read_text()
     assert "saved" in log.read_text()
     process = forked.start(hang, 0.1, log=log)
     process.join(20)
@@ -100,3 +82,17 @@ def test_a_forked_child_dies_of_its_own_signal_and_its_parent_lives(tmp_path: Pa
     process = forked.start(fork_a_child_that_is_terminated, log=tmp_path / "log")
     process.join(20)
     assert process.exitcode == 0, (tmp_path / "log").read_text()
+
+
+def test_fork_hooks_are_registered_when_a_run_begins_and_once() -> None:
+    program = """
+import os
+registered = []
+os.register_at_fork = lambda **hooks: registered.extend(h for h in hooks.values() if h.__module__.startswith("sdpo"))
+import sdpo.rewards, sdpo.system.interrupt as interrupt
+assert not registered
+for _ in range(2):
+    with interrupt.Interruptions(lambda: None):
+        assert len(registered) == 3
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

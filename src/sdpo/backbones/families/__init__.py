@@ -1,1 +1,1 @@
-"""Pipeline families, one file each, and what several share."""
+"""The pipeline families, one file each; `unet` and `flow_match` hold what several of them share."""

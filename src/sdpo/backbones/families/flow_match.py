@@ -1,4 +1,4 @@
-"""What the families of rectified flow share: the schedule that their pipelines' own calls would make."""
+"""The common base of the rectified-flow families: the schedule of their pipelines' own calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdpo.errors import UserError
 from sdpo.method.denoisers import RectifiedFlow
 
 JOINT_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-"""The projections of attention between image and text tokens, each with weights of its own."""
+"""Projections of the attention between image and text tokens, which have separate weights for the two."""
 
 
 class FlowMatch(PipelineBackbone):
@@ -25,20 +25,21 @@ class FlowMatch(PipelineBackbone):
 
     @abstractmethod
     def schedule(self, num_steps: int) -> dict[str, Any]:
-        """What the pipeline's own call hands to the scheduler's `set_timesteps`."""
+        """Arguments that the pipeline's own call passes to the scheduler's `set_timesteps`."""
 
     def denoiser(self, num_steps: int, eta: float) -> RectifiedFlow:
-        """See `Backbone.denoiser`."""
+        """Build the transitions on the pipeline's own schedule, with the backbone's form of noise."""
         scheduler = copy.deepcopy(self.pipeline.scheduler)
         if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or scheduler.config.invert_sigmas:
             raise UserError(
                 f"a {type(self.pipeline).__name__} is sampled on a FlowMatchEulerDiscreteScheduler (without "
-                f"invert_sigmas), this one has a {type(scheduler).__name__}: give it the one it was released with"
+                f"invert_sigmas), but this one has a {type(scheduler).__name__}: use the scheduler that the model was "
+                "released with"
             )
         if num_steps == 1 and scheduler.config.shift_terminal:
             raise UserError(
-                "a schedule with shift_terminal begins and ends at different noise levels, so a single step has none "
-                "(diffusers divides 0 by 0): use 2 steps or more, also in evaluate.steps"
+                "a schedule with shift_terminal begins and ends at different noise levels, which a single step cannot "
+                "have (diffusers divides 0 by 0): use 2 steps or more, also in evaluate.steps"
             )
         scheduler.set_timesteps(**self.schedule(num_steps))
         try:
@@ -47,22 +48,22 @@ class FlowMatch(PipelineBackbone):
             raise UserError(f"the model's schedule of {num_steps} steps: {error}") from error
 
     def decode(self, latents: Tensor) -> Tensor:
-        """See `Backbone.decode`."""
+        """Decode latents with the VAE, undoing its scale and shift."""
         config = self.pipeline.vae.config
         return self.decode_with_vae(latents / config.scaling_factor + config.shift_factor)
 
     @property
     def patch(self) -> int:
-        """Latents a side of what becomes one token."""
+        """Side of the square of latents that becomes one token."""
         return 2
 
     @property
     def size_multiple(self) -> int:
-        """See `PipelineBackbone`."""
+        """Height and width in pixels must be multiples of the side of one token's square of pixels."""
         return self.latent_scale * self.patch
 
     def shift_by_size(self) -> float:
-        """μ of a schedule that is shifted by the number of image tokens, linear in it."""
+        """The μ that shifts the schedule: a linear function of the number of image tokens."""
         config = self.pipeline.scheduler.config
         _, height, width = self.latent_shape
         return float(

@@ -1,4 +1,4 @@
-"""FluxPipeline: FLUX.1-schnell, and FLUX.1-dev and its kin, which embed their guidance."""
+"""FluxPipeline: FLUX.1-schnell, and FLUX.1-dev and its derivatives, which embed their guidance."""
 
 from __future__ import annotations
 
@@ -10,36 +10,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sdpo.backbones.base import Conditioning
+from sdpo.backbones.base import Conditioning, Guidance
 from sdpo.backbones.families.flow_match import JOINT_ATTENTION, FlowMatch
 
 
 class Flux(FlowMatch):
-    """A transformer over packed latents and text tokens, a CLIP and a T5 text encoder.
+    """A transformer over packed latents and text tokens, with a CLIP and a T5 text encoder.
 
-    The loop holds latents [N, C, H, W]; the network sees tokens of 2 × 2 of them, 4 C channels.
-
-    Args:
-        pipeline: see `PipelineBackbone`.
-        device: see there.
-        size: see there.
+    The loop holds latents [N, C, H, W]; the network sees tokens of 2 × 2 latents, with 4 C channels.
     """
 
     lora_targets = JOINT_ATTENTION
     text_encoders = ("text_encoder", "text_encoder_2")
 
-    def __init__(self, pipeline: Any, device: torch.device, size: tuple[int | None, int | None] = (None, None)) -> None:
-        super().__init__(pipeline, device, size)
-        if self.network_config.guidance_embeds:
-            self.guidance = "embedded"
+    def network_guidance(self) -> Guidance:
+        """Embedded guidance where the transformer has an embedding for the guidance scale."""
+        return "embedded" if self.network_config.guidance_embeds else "classifier-free"
 
     @property
     def prompt_tokens(self) -> int:
-        """What the models were trained on: 256 T5 tokens those that do without guidance, the others 512."""
+        """Number of T5 tokens of a prompt: models without embedded guidance were trained on 256, the others on 512."""
         return 512 if self.guidance == "embedded" else 256
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """See `Backbone.encode`; returns `encoder_hidden_states` [N, L, D] and `pooled_projections` [N, P]."""
+        """Encode N prompts: `encoder_hidden_states` [N, L, D] of T5 and `pooled_projections` [N, P] of CLIP."""
         with torch.no_grad():
             embeddings, pooled, _ = self.pipeline.encode_prompt(
                 list(prompts), device=self.text_device, max_sequence_length=self.prompt_tokens
@@ -52,7 +46,7 @@ class Flux(FlowMatch):
     def network(
         self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
     ) -> Tensor:
-        """See `Backbone.network`."""
+        """Evaluate the transformer on packed latents."""
         embeddings = conditioning["encoder_hidden_states"]
         embedded = self.guidance == "embedded"
         rows, columns = (torch.arange(size // 2, device=latents.device) for size in latents.shape[2:])
@@ -68,11 +62,11 @@ class Flux(FlowMatch):
         return functional.pixel_shuffle(output.transpose(1, 2).unflatten(2, (len(rows), len(columns))), 2)
 
     def schedule(self, num_steps: int) -> dict[str, Any]:
-        """See `FlowMatch.schedule`."""
+        """Evenly spaced σ, shifted by the size of the image."""
         return {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps), "mu": self.shift_by_size()}
 
     def call_arguments(self, num_steps: int, guidance_scale: float) -> dict[str, Any]:
-        """See `PipelineBackbone.call_arguments`."""
+        """Arguments for embedded guidance, or for classifier-free guidance against the empty prompt."""
         tokens = {"max_sequence_length": self.prompt_tokens}
         if self.guidance == "embedded":
             return tokens | {"guidance_scale": guidance_scale}
@@ -80,11 +74,11 @@ class Flux(FlowMatch):
 
     @property
     def latent_channels(self) -> int:
-        """See `PipelineBackbone`."""
+        """Number of channels of the latents; the network's tokens have four times as many."""
         return int(self.network_config.in_channels) // 4
 
     @property
     def default_size(self) -> tuple[int, int]:
-        """See `PipelineBackbone`."""
+        """Height and width in pixels that the model was trained for."""
         side = self.pipeline.default_sample_size * self.latent_scale
         return side, side

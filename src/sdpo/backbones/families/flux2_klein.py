@@ -11,32 +11,26 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 from torch.nn import functional
 
-from sdpo.backbones.base import Conditioning
+from sdpo.backbones.base import Conditioning, Guidance
 from sdpo.backbones.families.flow_match import JOINT_ATTENTION, FlowMatch
 
 
 class Flux2Klein(FlowMatch):
     """A transformer over image and text tokens; a language model encodes prompts.
 
-    Latents are those of the network, 2 × 2 of the decoder's in the channels of one, normalised by the statistics that
-    the decoder comes with.
-
-    Args:
-        pipeline: see `PipelineBackbone`.
-        device: see there.
-        size: see there.
+    The loop holds the network's latents: 2 × 2 of the decoder's latents stacked in the channels of one, normalised by
+    the decoder's batch-norm statistics.
     """
 
-    # The blocks behind the joint ones make queries, keys and values in one product with their feed-forward part.
+    # The blocks after the joint ones compute queries, keys and values in one product with their feed-forward part.
     lora_targets = (*JOINT_ATTENTION, "to_qkv_mlp_proj")
 
-    def __init__(self, pipeline: Any, device: torch.device, size: tuple[int | None, int | None] = (None, None)) -> None:
-        super().__init__(pipeline, device, size)
-        if pipeline.config.is_distilled:
-            self.guidance = "none"
+    def network_guidance(self) -> Guidance:
+        """No guidance where the model was distilled to sample without it."""
+        return "none" if self.pipeline.config.is_distilled else "classifier-free"
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """See `Backbone.encode`; returns `encoder_hidden_states` [N, L, D]."""
+        """Encode N prompts with the language model: `encoder_hidden_states` [N, L, D]."""
         with torch.no_grad():
             embeddings, _ = self.pipeline.encode_prompt(list(prompts), self.text_device)
         return {"encoder_hidden_states": embeddings.to(self.device)}
@@ -44,7 +38,7 @@ class Flux2Klein(FlowMatch):
     def network(
         self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
     ) -> Tensor:
-        """See `Backbone.network`."""
+        """Evaluate the transformer, one token a latent."""
         embeddings = conditioning["encoder_hidden_states"]
         one = torch.zeros(1, dtype=torch.long, device=latents.device)
         rows, columns, words = (
@@ -61,30 +55,30 @@ class Flux2Klein(FlowMatch):
         return output.transpose(1, 2).unflatten(2, latents.shape[2:])
 
     def decode(self, latents: Tensor) -> Tensor:
-        """See `Backbone.decode`."""
+        """Decode latents with the VAE: undo the normalisation and unstack 2 × 2 latents from the channels."""
         statistics, epsilon = self.pipeline.vae.bn, self.pipeline.vae.config.batch_norm_eps
         mean, std = statistics.running_mean, (statistics.running_var + epsilon).sqrt()
         column = (1, -1, 1, 1)
         return self.decode_with_vae(functional.pixel_shuffle(latents * std.view(column) + mean.view(column), 2))
 
     def schedule(self, num_steps: int) -> dict[str, Any]:
-        """See `FlowMatch.schedule`."""
+        """Evenly spaced σ, shifted by the size of the image and the number of steps."""
         _, height, width = self.latent_shape
         mu = compute_empirical_mu(height * width, num_steps)
         return {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps), "mu": mu}
 
     @property
     def latent_scale(self) -> int:
-        """See `PipelineBackbone`."""
+        """Side of the square of pixels that becomes one latent of the network."""
         return 2 * int(self.pipeline.vae_scale_factor)
 
     @property
     def patch(self) -> int:
-        """See `FlowMatch.patch`."""
+        """Side of the square of latents that becomes one token."""
         return 1
 
     @property
     def default_size(self) -> tuple[int, int]:
-        """See `PipelineBackbone`."""
+        """Height and width in pixels that the model was trained for."""
         side = self.pipeline.default_sample_size * int(self.pipeline.vae_scale_factor)
         return side, side

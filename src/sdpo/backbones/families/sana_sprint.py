@@ -17,20 +17,20 @@ from sdpo.errors import UserError
 from sdpo.method.denoisers import TrigFlow
 
 INSTRUCTION = inspect.signature(SanaSprintPipeline.__call__).parameters["complex_human_instruction"].default
-"""What the pipeline's own call tells the language model before each prompt."""
+"""The instruction that the pipeline's own call puts before each prompt."""
 
 
 class SanaSprint(PipelineBackbone):
-    """A transformer with linear attention that embeds its guidance, in trigflow; Gemma encodes prompts.
+    """A trigflow transformer with linear attention that embeds its guidance; Gemma encodes prompts.
 
-    Latents are divided by the scheduler's `sigma_data`, so that noise has variance 1.
+    The loop's latents are divided by the scheduler's `sigma_data`, so that their noise has variance 1.
     """
 
     guidance = "embedded"
     repeated_blocks = ("SanaTransformerBlock",)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """See `Backbone.encode`; returns `encoder_hidden_states` [N, L, D] and `encoder_attention_mask` [N, L]."""
+        """Encode N prompts: `encoder_hidden_states` [N, L, D] and `encoder_attention_mask` [N, L]."""
         with torch.no_grad():
             embeddings, mask = self.pipeline.encode_prompt(
                 list(prompts), device=self.text_device, complex_human_instruction=INSTRUCTION
@@ -40,7 +40,7 @@ class SanaSprint(PipelineBackbone):
     def network(
         self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
     ) -> Tensor:
-        """See `Backbone.network`; the network is one of rectified flow, told of σ = sin t / (sin t + cos t)."""
+        """Evaluate the rectified-flow transformer at σ = sin t / (sin t + cos t), and return trigflow's output."""
         dtype = conditioning["encoder_hidden_states"].dtype
         sigma = timesteps.sin() / (timesteps.cos() + timesteps.sin())
         s = sigma.reshape(-1, 1, 1, 1)
@@ -56,16 +56,16 @@ class SanaSprint(PipelineBackbone):
         return ((1 - 2 * s) * x + (1 - 2 * s + 2 * s**2) * output) / norm
 
     def decode(self, latents: Tensor) -> Tensor:
-        """See `Backbone.decode`."""
+        """Decode latents with the VAE, undoing its scale."""
         return self.decode_with_vae(latents / self.pipeline.vae.config.scaling_factor)
 
     def denoiser(self, num_steps: int, eta: float) -> TrigFlow:
-        """See `Backbone.denoiser`."""
+        """Build the trigflow transitions on the pipeline's own schedule."""
         scheduler = copy.deepcopy(self.pipeline.scheduler)
         if not isinstance(scheduler, SCMScheduler):
             raise UserError(
-                f"a SanaSprintPipeline is sampled on an SCMScheduler, this one has a {type(scheduler).__name__}: "
-                "give it the scheduler that the model was released with"
+                f"a SanaSprintPipeline is sampled on an SCMScheduler, but this one has a {type(scheduler).__name__}: "
+                "use the scheduler that the model was released with"
             )
         try:
             scheduler.set_timesteps(num_steps, **_angles(num_steps))
@@ -74,15 +74,15 @@ class SanaSprint(PipelineBackbone):
             raise UserError(str(error)) from error
 
     def call_arguments(self, num_steps: int, guidance_scale: float) -> dict[str, Any]:
-        """See `PipelineBackbone.call_arguments`."""
+        """Arguments for embedded guidance and the default schedule, at exactly the given size."""
         return {"guidance_scale": guidance_scale, "use_resolution_binning": False, **_angles(num_steps)}
 
     @property
     def size_multiple(self) -> int:
-        """See `PipelineBackbone`; what the pipeline's own call insists on."""
+        """Height and width in pixels must be multiples of 32, which the pipeline's own call demands."""
         return 32
 
 
 def _angles(num_steps: int) -> dict[str, float | None]:
-    """The pipeline's default schedule, which has an angle of its own between two steps."""
+    """The pipeline's default angles; with two steps it has a special angle between them."""
     return {"max_timesteps": 1.57080, "intermediate_timesteps": 1.3 if num_steps == 2 else None}

@@ -14,7 +14,7 @@ class StableDiffusion(UNetBackbone):
     """A UNet with one CLIP text encoder."""
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """See `Backbone.encode`; returns `encoder_hidden_states` [N, L, D]."""
+        """Encode N prompts with CLIP: `encoder_hidden_states` [N, L, D]."""
         with torch.no_grad():
             embeddings, _ = self.pipeline.encode_prompt(list(prompts), self.text_device, 1, False)
         return {"encoder_hidden_states": embeddings.to(self.device)}

@@ -13,11 +13,11 @@ from sdpo.backbones.families.flow_match import JOINT_ATTENTION, FlowMatch
 
 
 class StableDiffusion3(FlowMatch):
-    """A transformer over image and text tokens, two CLIP text encoders and (if the model has it) a T5.
+    """A transformer over image and text tokens, with two CLIP text encoders and, if the model has one, a T5.
 
-    The pipeline's own schedule ends at σ_min (0.009 with a shift of 3) before 0. The step there has hardly any noise:
-    its log-probability is a hundred times as sensitive as that of other steps. `model.scheduler={shift_terminal: 0.25}`
-    lets the schedule end where noise is worth learning from.
+    The last σ above 0 of the pipeline's own schedule is σ_min (0.009 with a shift of 3). The step to it has hardly any
+    noise, and its log-probability is a hundred times as sensitive as other steps'. With
+    `model.scheduler={shift_terminal: 0.25}` the schedule ends at a noise level that training can use.
     """
 
     lora_targets = JOINT_ATTENTION
@@ -25,7 +25,7 @@ class StableDiffusion3(FlowMatch):
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """See `Backbone.encode`; returns `encoder_hidden_states` [N, L, D] and `pooled_projections` [N, P]."""
+        """Encode N prompts: `encoder_hidden_states` [N, L, D] and `pooled_projections` [N, P]."""
         with torch.no_grad():
             embeddings, _, pooled, _ = self.pipeline.encode_prompt(
                 list(prompts), None, None, self.text_device, do_classifier_free_guidance=False
@@ -38,16 +38,16 @@ class StableDiffusion3(FlowMatch):
     def network(
         self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
     ) -> Tensor:
-        """See `Backbone.network`."""
+        """Evaluate the transformer."""
         dtype = conditioning["encoder_hidden_states"].dtype
         return self.network_module(latents.to(dtype), timestep=timesteps, return_dict=False, **conditioning)[0]
 
     def schedule(self, num_steps: int) -> dict[str, Any]:
-        """See `FlowMatch.schedule`."""
+        """The scheduler's own σ, shifted by the size of the image where the scheduler asks for that."""
         dynamic = self.pipeline.scheduler.config.use_dynamic_shifting
         return {"num_inference_steps": num_steps} | ({"mu": self.shift_by_size()} if dynamic else {})
 
     @property
     def patch(self) -> int:
-        """See `FlowMatch.patch`."""
+        """Side of the square of latents that becomes one token."""
         return int(self.network_config.patch_size)

@@ -11,12 +11,12 @@ from sdpo.backbones.families.unet import UNetBackbone
 
 
 class StableDiffusionXL(UNetBackbone):
-    """A UNet that also sees the pooled embedding and the size of the image, with two CLIP text encoders."""
+    """A UNet that also takes the pooled embedding and the image size, with two CLIP text encoders."""
 
     text_encoders = ("text_encoder", "text_encoder_2")
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """See `Backbone.encode`; `encoder_hidden_states` [N, L, D], `text_embeds` [N, P] and `time_ids` [N, 6]."""
+        """Encode N prompts: `encoder_hidden_states` [N, L, D], `text_embeds` [N, P] and `time_ids` [N, 6]."""
         with torch.no_grad():
             hidden, _, pooled, _ = self.pipeline.encode_prompt(
                 list(prompts), device=self.text_device, do_classifier_free_guidance=False
@@ -28,7 +28,7 @@ class StableDiffusionXL(UNetBackbone):
         return {name: rows.to(self.device) for name, rows in found.items()}
 
     def unconditional(self) -> Conditioning:
-        """See `Backbone.unconditional`; many of these models know it as zeros."""
+        """Encode the empty prompt, as zeros where the pipeline's config asks for zeros."""
         found = self.encode([""])
         if self.pipeline.config.force_zeros_for_empty_prompt:
             found |= {name: torch.zeros_like(found[name]) for name in ("encoder_hidden_states", "text_embeds")}

@@ -12,14 +12,15 @@ from torch.nn import functional
 from sdpo.backbones.base import Conditioning
 from sdpo.backbones.families.flow_match import FlowMatch
 
-TOKENS = 512  # of a prompt, at most: what the pipeline's own call cuts at
+TOKENS = 512
+"""Number of tokens at which the pipeline's own call truncates a prompt."""
 
 
 class ZImage(FlowMatch):
     """A transformer over one sequence of image and caption tokens; a language model encodes prompts."""
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """See `Backbone.encode`; returns `embeddings` [N, TOKENS, D] and how many of them count, `lengths` [N]."""
+        """Encode N prompts: padded `embeddings` [N, TOKENS, D] and the number of tokens in each, `lengths` [N]."""
         with torch.no_grad():
             captions, _ = self.pipeline.encode_prompt(
                 list(prompts), self.text_device, do_classifier_free_guidance=False, max_sequence_length=TOKENS
@@ -31,23 +32,23 @@ class ZImage(FlowMatch):
     def network(
         self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
     ) -> Tensor:
-        """See `Backbone.network`."""
+        """Evaluate the transformer, which predicts x̂ − ε, and return the velocity ε − x̂."""
         embeddings = conditioning["embeddings"]
-        # The network takes a list of captions, so the host has to know their lengths: one wait a call.
+        # The network takes a list of captions, so the host needs their lengths and waits for the device once a call.
         captions = [row[:length] for row, length in zip(embeddings, conditioning["lengths"].tolist(), strict=True)]
         frames = list(latents.to(embeddings.dtype).unsqueeze(2).unbind())
         output = self.network_module(frames, (1000 - timesteps) / 1000, captions, return_dict=False)[0]
-        return -torch.stack(output).squeeze(2).float()  # it predicts x̂ − ε
+        return -torch.stack(output).squeeze(2).float()
 
     def schedule(self, num_steps: int) -> dict[str, Any]:
-        """See `FlowMatch.schedule`."""
+        """Evenly spaced σ, shifted by the size of the image."""
         return {"sigmas": torch.linspace(1.0, 1 / num_steps, num_steps).tolist(), "mu": self.shift_by_size()}
 
     def call_arguments(self, num_steps: int, guidance_scale: float) -> dict[str, Any]:
-        """See `PipelineBackbone.call_arguments`; the pipeline's scale is what is added to the prompt's prediction."""
+        """Arguments for guidance; the pipeline's guidance scale is 0 where the policy's is 1."""
         return {"guidance_scale": guidance_scale - 1}
 
     @property
     def default_size(self) -> tuple[int, int]:
-        """See `PipelineBackbone`."""
+        """Height and width in pixels that the model was trained for."""
         return 1024, 1024

@@ -138,6 +138,4 @@ def _encoding(trainer: Trainer) -> float:
     if not parts.backbone.text_modules():
         return math.nan
     with parts.precision():
-        return seconds(
-            parts.backbone.device, lambda: PromptEmbeddings(parts.backbone, [p.text for p in parts.prompts])
-        )
+        return seconds(parts.backbone.device, lambda: PromptEmbeddings(parts.backbone, [p.text for p in parts.prompts]))

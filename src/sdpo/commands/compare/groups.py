@@ -1,4 +1,4 @@
-"""The runs that are averaged together: one group a name, one run a seed."""
+"""Groups of runs that are averaged: one group per name, one run per seed."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdpo.commands.compare.settings import OF_THE_RUN
+from sdpo.commands.compare.allowed_differences import MAY_DIFFER_IN_A_GROUP
+from sdpo.config.differences import differences
 from sdpo.config.plain_yaml import dump_line
-from sdpo.config.schema import differences
 from sdpo.errors import UserError
-from sdpo.report.document import setting_name
-from sdpo.report.reader import Evaluation, Run, read_run
+from sdpo.evaluation.record import Evaluation
+from sdpo.report.config_summary import setting_name
+from sdpo.report.reader import Run, read_run
+from sdpo.run.directory import RunDirectory
 
 
 @dataclass(frozen=True)
-class Group:
-    """Runs that differ in their seed alone, or that the user gave one label.
+class RunGroup:
+    """Runs that differ in the seed alone, or that the user gave one label.
 
     Attributes:
-        name: what the figures call it.
-        runs: by seed.
+        name: the name in figures and tables.
+        runs: the runs by seed, [S].
     """
 
     name: str
@@ -30,7 +32,7 @@ class Group:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The settings of its first run."""
+        """The settings of the first run."""
         return self.runs[0].config
 
     @property
@@ -40,54 +42,61 @@ class Group:
 
     @property
     def results(self) -> list[Evaluation]:
-        """The evaluations of its runs' results, where there are any yet."""
+        """The evaluations of the runs' results, of those runs that have one."""
         return [run.tuned for run in self.runs if run.tuned is not None]
 
 
 def seed_of(run: Run) -> int:
-    """A run's seed."""
+    """Return a run's seed."""
     return int(run.config.get("seed", 0))
 
 
-def make_group(name: str, runs: Sequence[Run]) -> Group:
-    """A group of runs with different seeds.
+def make_group(name: str, runs: Sequence[Run]) -> RunGroup:
+    """Return a group of runs.
+
+    Args:
+        name: the group's name.
+        runs: the runs in any order.
 
     Raises:
-        UserError: if two have the same.
+        UserError: if two runs have one seed.
     """
     ordered = sorted(runs, key=seed_of)
     for one, other in zip(ordered, ordered[1:], strict=False):
         if seed_of(one) == seed_of(other):
             raise UserError(
-                f"{one.path} and {other.path} are both {name} with seed {seed_of(one)}: leave one out, or "
-                f"tell them apart by labels, such as first={one.path} second={other.path}"
+                f"{one.path} and {other.path} are both {name} with seed {seed_of(one)}: leave one of them out, or "
+                f"separate them by labels, for example first={one.path} second={other.path}"
             )
-    return Group(name, ordered)
+    return RunGroup(name, ordered)
 
 
 def split_label(word: str) -> tuple[str | None, Path]:
-    """`LABEL=DIR` or `DIR`."""
+    """Return the label, if there is one, and the path of a word `LABEL=DIR` or `DIR`."""
     label, equals, path = word.partition("=")
     return (label, Path(path)) if equals and label and not Path(word).is_dir() else (None, Path(word))
 
 
 def is_run(word: str) -> bool:
-    """Whether a word is a run's directory, with or without a label."""
-    return (split_label(word)[1] / "config.yaml").is_file()
+    """Whether a word `LABEL=DIR` or `DIR` names a run's directory."""
+    return RunDirectory(split_label(word)[1]).is_run
 
 
-def group_directories(words: Sequence[str]) -> list[Group]:
-    """Group run directories by their labels, the others by what differs in their settings besides the seed.
+def group_directories(words: Sequence[str]) -> list[RunGroup]:
+    """Group run directories by their labels, and those without a label by their settings without the seed.
+
+    Args:
+        words: directories of runs, each `DIR` or `LABEL=DIR`.
 
     Raises:
-        UserError: if one is not a run's directory, or names do not tell the groups apart.
+        UserError: if a directory is not a run's, two runs of a group have one seed, or two groups have one name.
     """
     found: list[tuple[str | None, list[Run]]] = []
     for word in words:
         label, path = split_label(word)
         run = read_run(path)
         for other, runs in found:
-            if label == other and (label is not None or not differences(runs[0].config, run.config, OF_THE_RUN)):
+            if label == other and (label is not None or _same_settings(runs[0], run)):
                 runs.append(run)
                 break
         else:
@@ -96,19 +105,27 @@ def group_directories(words: Sequence[str]) -> list[Group]:
     groups = [make_group(next(automatic) if label is None else label, runs) for label, runs in found]
     for name, count in Counter(group.name for group in groups).items():
         if count > 1:
-            raise UserError(f"{count} different runs would all be called {name}: give them labels, LABEL=DIR")
+            raise UserError(f"{count} groups of different runs are named {name}: give them labels, LABEL=DIR")
     return groups
 
 
+def _same_settings(one: Run, other: Run) -> bool:
+    return not differences(one.config, other.config, MAY_DIFFER_IN_A_GROUP)
+
+
 def _names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The algorithm's name; where several share it, with the settings that tell them apart."""
+    """Return each configuration's algorithm; if several share it, with the settings that tell them apart."""
     names = []
     for config in configs:
         algorithm = setting_name(config.get("algorithm"), "name")
         rivals = [c for c in configs if setting_name(c.get("algorithm"), "name") == algorithm and c is not config]
-        told = {key: own for rival in rivals for key, (own, _) in differences(config, rival, OF_THE_RUN).items()}
-        apart = ", ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in sorted(told.items()))
-        names.append(f"{algorithm} ({apart})" if rivals else algorithm)
+        own = {
+            key: value
+            for rival in rivals
+            for key, (value, _) in differences(config, rival, MAY_DIFFER_IN_A_GROUP).items()
+        }
+        listed = ", ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in sorted(own.items()))
+        names.append(f"{algorithm} ({listed})" if rivals else algorithm)
     return names
 
 

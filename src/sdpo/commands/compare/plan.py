@@ -1,24 +1,23 @@
-"""Which runs a comparison needs: every name with every seed, and which of them are finished."""
+"""The runs that a comparison needs: every name with every seed, and which of them are finished."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sdpo.commands.compare.settings import OF_THE_MACHINE, OF_THE_RUN
+from sdpo.commands.compare.allowed_differences import MAY_DIFFER_IN_A_GROUP, MAY_DIFFER_WHEN_RESUMED
+from sdpo.commands.compare.variants import load_variants, name_overrides
+from sdpo.config.differences import differences
 from sdpo.config.plain_yaml import dump_line
-from sdpo.config.schema import DEFAULT_PRESET, PRESETS, WHOLE, Config, differences, preset_names, read_mapping
-from sdpo.errors import UserError, nearest
-from sdpo.method.algorithms import ALGORITHMS
-from sdpo.report.reader import read_run
+from sdpo.config.schema import Config
+from sdpo.errors import UserError
+from sdpo.report.reader import Run, read_run
 from sdpo.run.checkpoint import CheckpointStore
+from sdpo.run.directory import RunDirectory
 
-VARIANTS = PRESETS / "variants"
-
-_BY_OPTION = {
+# Settings of single runs that a comparison sets → the option that sets them.
+_OPTIONS = {
     "seed": "--first-seed",
     "output_dir": "--output-dir",
     "algorithm": "--algorithms",
@@ -27,12 +26,12 @@ _BY_OPTION = {
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """One run of a comparison.
 
     Attributes:
         name: the algorithm or variant.
-        config: with its seed and directory.
+        config: the configuration, with the run's seed and directory.
     """
 
     name: str
@@ -43,43 +42,67 @@ class Planned:
         """The run's directory."""
         return Path(str(self.config.output_dir))
 
-    def begun(self) -> bool:
-        """Whether an epoch of it has been trained.
+    def epochs_done(self) -> int:
+        """Return the number of trained epochs.
 
         Raises:
-            UserError: if what is in its directory was made with other settings.
+            UserError: if the directory holds a run with other settings.
         """
-        if not (self.path / "config.yaml").is_file():
+        return read_run(self.path).last_epoch if self.begun() else 0
+
+    def begun(self) -> bool:
+        """Return whether an epoch has been trained.
+
+        Raises:
+            UserError: if the directory holds a run with other settings.
+        """
+        directory = RunDirectory(self.path)
+        if not directory.is_run:
             return False
-        run, checkpoints = read_run(self.path), CheckpointStore(self.path / "checkpoints").epochs()
-        if not run.metrics and not checkpoints:
+        run, has_checkpoints = read_run(self.path), bool(CheckpointStore(directory.checkpoints).epochs())
+        if not run.metrics and not has_checkpoints:
             return False
-        found = differences(run.config, self.config.model_dump(mode="json"), OF_THE_MACHINE)
-        more = bool(checkpoints) and run.last_epoch <= self.config.epochs
-        if "epochs" in found and more and self.config.train.lr_schedule == "constant":
-            del found["epochs"]  # it simply goes on
+        self._check_settings(run, has_checkpoints)
+        return True
+
+    def _check_settings(self, run: Run, has_checkpoints: bool) -> None:
+        """Reject a run that these settings neither made nor can resume.
+
+        Raises:
+            UserError: if a setting differs.
+        """
+        found = differences(run.config, self.config.model_dump(mode="json"), MAY_DIFFER_WHEN_RESUMED)
+        can_be_extended = has_checkpoints and self.config.train.lr_schedule == "constant"
+        if "epochs" in found and can_be_extended and run.last_epoch <= self.config.epochs:
+            del found["epochs"]
         if found:
             listed = "\n".join(f"  {key}: {dump_line(old)} → {dump_line(new)}" for key, (old, new) in found.items())
             raise UserError(
                 f"{self.path} holds a run made with other settings:\n{listed}\n"
-                "Name another --output-dir, or delete that run to train it anew."
+                "Choose another --output-dir, or delete that run to train it again."
             )
-        return True
 
     def finished(self) -> bool:
-        """Whether its last epoch, or the one at which a rule stopped it, has been trained and its result written."""
+        """Return whether the last epoch was trained and evaluated and the result was written.
+
+        The last epoch is the one at which a stopping rule ended the run, if one did.
+
+        Raises:
+            UserError: if the directory holds a run with other settings.
+        """
         if not self.begun():
             return False
-        run = read_run(self.path)
+        run, directory = read_run(self.path), RunDirectory(self.path)
         last = run.stopped.get("epoch", self.config.epochs)
         if run.last_epoch != last or run.tuned is None or run.tuned.epoch != run.stopped.get("result_epoch", last):
             return False
-        checkpoints, report = self.path / "checkpoints", self.path / "report.html"
-        if not checkpoints.is_dir():
-            return True  # kept for its numbers
-        # The report is written last of all, but an earlier one may lie there.
-        newest = checkpoints / str(last)
-        return newest.is_dir() and report.is_file() and report.stat().st_mtime_ns >= newest.stat().st_mtime_ns
+        if not directory.checkpoints.is_dir():
+            return True  # only the numbers of a finished run were kept
+        # The report is written last. One that is older than the last checkpoint is of an earlier, shorter training.
+        newest = directory.checkpoints / str(last)
+        if not newest.is_dir() or not directory.report.is_file():
+            return False
+        return directory.report.stat().st_mtime_ns >= newest.stat().st_mtime_ns
 
 
 def plan_runs(
@@ -90,82 +113,52 @@ def plan_runs(
     first_seed: int,
     output_dir: Path,
     variants_file: Path | None = None,
-) -> list[Planned]:
-    """The runs of a comparison, seed by seed.
+) -> list[PlannedRun]:
+    """Return the runs of a comparison, seed by seed.
 
     Args:
-        source: a preset's name or a YAML file; None is the preset `emoji`.
-        overrides: `section.key=value` for all runs; they win over a variant's settings.
+        source: name of a preset or path of a YAML file; None is the preset `emoji`.
+        overrides: strings `section.key=value`, applied to all runs; they replace a variant's settings.
         algorithms: names of algorithms or variants.
-        seeds: how many.
-        first_seed: the others follow it.
-        output_dir: the comparison's directory.
-        variants_file: the user's own variants; they win over the preset's of the same name.
+        seeds: number of seeds.
+        first_seed: the first seed; the others follow it.
+        output_dir: folder of the comparison.
+        variants_file: the user's own variants; they replace the preset's of the same name.
 
     Raises:
-        UserError: if a name is unknown or twice there, a setting is not legal, or two names mean the same settings.
+        UserError: if a name is unknown or given twice, a setting is not valid, or two names have equal settings.
     """
     for override in overrides:
         key = override.partition("=")[0]
-        if key in _BY_OPTION:
-            raise UserError(f"{override}: a comparison sets {key} by {_BY_OPTION[key]}")
+        if key in _OPTIONS:
+            raise UserError(f"{override}: in a comparison, set {key} by {_OPTIONS[key]}")
     if seeds < 1 or not algorithms:
         raise UserError("a comparison needs at least one name in --algorithms and one seed in --seeds")
     variants = load_variants(source, variants_file)
     planned = []
     for seed in range(first_seed, first_seed + seeds):
         for name in algorithms:
-            settings = _overrides(name, variants)
-            path = output_dir / "runs" / f"{name}-seed{seed}"
+            settings = [*name_overrides(name, variants), *overrides]
+            path = output_dir / "runs" / f"{name.replace(':', '.')}-seed{seed}"
             try:
-                config = Config.load(source, [*settings, *overrides], seed=seed, output_dir=str(path))
+                config = Config.load(source, settings, seed=seed, output_dir=str(path))
             except UserError as error:
                 raise UserError(f"{name}: {error}") from error
-            planned.append(Planned(name, config))
-    _refuse_twins(planned[: len(algorithms)])
+            planned.append(PlannedRun(name, config))
+    _reject_duplicates(planned[: len(algorithms)])
     return planned
 
 
-def load_variants(source: str | None, file: Path | None) -> dict[str, Mapping[str, Any]]:
-    """The named variants of a preset, and the user's own: name → overrides.
+def _reject_duplicates(planned: Sequence[PlannedRun]) -> None:
+    """Reject two names that train the same, which the overrides may have caused.
 
     Raises:
-        UserError: if a file cannot be read, a name cannot name a directory, or what it names is not a mapping.
+        UserError: if a name is given twice, or two names have equal settings.
     """
-    preset = DEFAULT_PRESET if source is None else source
-    files = [VARIANTS / f"{preset}.yaml"] if preset in preset_names() else []
-    variants: dict[str, Mapping[str, Any]] = {}
-    for path in [*(f for f in files if f.is_file()), *([file] if file else [])]:
-        for name, settings in read_mapping(path).items():
-            if not re.fullmatch(r"\w[\w.+-]*", str(name)):
-                raise UserError(f"{path}: {name!r} cannot name a variant: use letters, digits and the signs _ . + -")
-            if not isinstance(settings, Mapping):
-                raise UserError(f"{path}: {name} should be overrides such as {{train: {{learning_rate: 1.0e-4}}}}")
-            variants[str(name)] = settings
-    return variants
-
-
-def _overrides(name: str, variants: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A name as overrides for `Config.load`."""
-    if name not in variants and name not in ALGORITHMS:
-        known = [*ALGORITHMS, *(v for v in variants if v not in ALGORITHMS)]
-        hint = nearest(name, known) if nearest(name, known).startswith(" (did") else ""
-        raise UserError(
-            f"--algorithms: there is no algorithm or variant {name!r}{hint}. There are: {', '.join(known)}; "
-            "--variants FILE adds your own."
-        )
-    flat: dict[str, Any] = {"algorithm.name": name} if name in ALGORITHMS else {}
-    for key, value in variants.get(name, {}).items():
-        nested = isinstance(value, Mapping) and key not in WHOLE
-        flat |= {f"{key}.{inner}": v for inner, v in value.items()} if nested else {key: value}
-    return [f"{key}={dump_line(value)}" for key, value in flat.items()]
-
-
-def _refuse_twins(planned: Sequence[Planned]) -> None:
-    """Two names that train the same, which one of the overrides may have brought about."""
     for i, one in enumerate(planned):
         for other in planned[:i]:
             if one.name == other.name:
                 raise UserError(f"--algorithms names {one.name} twice")
-            if not differences(one.config.model_dump(mode="json"), other.config.model_dump(mode="json"), OF_THE_RUN):
-                raise UserError(f"{other.name} and {one.name} come out with the same settings: leave one of them out")
+            first, second = (run.config.model_dump(mode="json") for run in (one, other))
+            if not differences(first, second, MAY_DIFFER_IN_A_GROUP):
+                raise UserError(f"{other.name} and {one.name} have the same settings: leave one of them out")

@@ -1,4 +1,4 @@
-"""Learning algorithms: one small file each. Their fields are what the `algorithm` section of a config fills."""
+"""Learning algorithms, one small file each. The section `algorithm` of a configuration sets their fields."""
 
 from typing import Any
 

@@ -1,47 +1,90 @@
-"""What an algorithm declares to the loop: its branches, its reward plan, its unit, and its loss."""
+"""The base of all algorithms: what each declares to the training loop, and what their files share."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-import torch
-from torch import Tensor
-
+from sdpo.errors import UserError
+from sdpo.method.advantages import Normalizer
+from sdpo.method.credit import Credit, StepCredit
+from sdpo.method.lazy_torch import torch
+from sdpo.method.reward_plans import FinalStep, RewardPlan
 from sdpo.method.types import LossOutput, StepBatch, TrajectoryBatch
 
-RewardPlan = Literal["final", "anchors", "group_anchors", "all"]
-Credit = Literal["step", "future"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Batch = TypeVar("Batch", StepBatch, TrajectoryBatch)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Algorithm(ABC, Generic[Batch]):
-    """Base of all algorithms; subclasses are frozen dataclasses whose fields are the published setting.
+    """An objective and the choices that belong to it.
+
+    Subclasses are frozen dataclasses; their fields are the settings of the section `algorithm`, and the defaults are
+    the published setting. A subclass that has a `__post_init__` calls this one's.
 
     Attributes:
-        branches: K, trajectories that share a prompt and (unless `sample.shared_noise` is off) a starting noise.
-        reward_plan: `final` rewards the last image alone, `anchors` queries three images and spreads, `group_anchors`
-            does so with one anchor and one set of weights for all branches of a group, `all` queries every step.
-        discount: γ of the returns.
-        credit: `step` counts the reward of a step's own x̂ in its return, `future` only the rewards after it.
-        unit: whether the loss takes single steps (`StepBatch`) or whole trajectories (`TrajectoryBatch`).
-        needs_log_prob: whether sampling must be stochastic.
+        discount: γ of the returns, in 0 … 1.
+        reward_plan: which steps' images are scored, and the reward of every step that follows.
+        branches: K, trajectories that share a prompt and, unless `sample.shared_noise` is off, a starting noise.
+        credit: the rule that turns dense rewards into returns.
+        takes_trajectories: whether the loss takes whole trajectories (`TrajectoryBatch`) instead of single steps
+            (`StepBatch`).
+        needs_log_prob: whether the loss needs the log-probabilities of random steps, so that sampling must be
+            stochastic.
         needs_reference: whether the loss takes the base model's log-probabilities.
-        normalizer: the advantage normaliser that is part of the algorithm's definition; None leaves it to the config.
+        min_branches: the fewest branches that the loss can work with.
+        normalizer: the advantage normaliser that is part of the algorithm's definition; None leaves the choice to
+            `advantage.normalizer`.
+
+    Raises:
+        ValueError: if a field is out of its range.
     """
 
-    branches: int
-    reward_plan: RewardPlan
-    discount: float
-    credit: Credit
-    unit: ClassVar[Literal["step", "trajectory"]] = "step"
+    discount: float = 1.0
+    reward_plan: RewardPlan = FinalStep()
+    branches: int = 2
+    credit: Credit = StepCredit()
+
+    takes_trajectories: ClassVar[bool] = False
     needs_log_prob: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = False
-    normalizer: ClassVar[Literal["group"] | None] = None
+    min_branches: ClassVar[int] = 1
+    normalizer: ClassVar[type[Normalizer] | None] = None
+
+    def __post_init__(self) -> None:
+        if self.branches < self.min_branches:
+            why = f"{type(self).__name__} compares branches" if self.min_branches > 1 else "a group needs a trajectory"
+            raise ValueError(f"{why}: algorithm.branches must be at least {self.min_branches}")
+        if not 0 <= self.discount <= 1:
+            raise ValueError("algorithm.discount must be in 0 … 1")
 
     @abstractmethod
     def loss(self, batch: Batch) -> LossOutput:
-        """The loss of a minibatch: a mean over its groups."""
+        """Compute the loss of a minibatch, a mean over its B groups."""
+
+    def returns(self, dense: Tensor) -> Tensor:
+        """Turn dense rewards into returns by the credit rule.
+
+        Args:
+            dense: a reward for every step, float32 [B, K, T].
+
+        Returns:
+            float32 [B, K, T].
+
+        Raises:
+            UserError: if the credit rule returns another shape.
+        """
+        returns = self.credit(dense, self.discount)
+        if returns.shape != dense.shape:
+            raise UserError(
+                f"the credit rule {type(self.credit).__name__} returned shape {tuple(returns.shape)}; return one value "
+                f"for each dense reward, shape {tuple(dense.shape)}."
+            )
+        return returns
 
 
 def branch_pairs(values: Tensor) -> Tensor:
@@ -50,19 +93,22 @@ def branch_pairs(values: Tensor) -> Tensor:
     return values[:, first] - values[:, second]
 
 
-def check_fields(algorithm: Algorithm[Any], name: str, branches: int) -> None:
-    """Refuse fields of a dataclass that no algorithm can work with.
+def check_positive(algorithm: Algorithm[Any], *fields: str) -> None:
+    """Reject fields that are not greater than 0.
 
     Raises:
-        ValueError: naming the field, if `branches` is less than given, or a range is not a range.
+        ValueError: naming the first such field.
     """
-    if algorithm.branches < branches:
-        what = {1: "a group needs a trajectory", 2: f"{name} learns from differences between branches"}[branches]
-        raise ValueError(f"{what}: algorithm.branches must be at least {branches}")
-    if not 0 <= algorithm.discount <= 1:
-        raise ValueError("algorithm.discount must be in 0 … 1")
-    for field in ("log_ratio_scale", "advantage_clip", "beta"):
-        if getattr(algorithm, field, 1.0) <= 0:
+    for field in fields:
+        if getattr(algorithm, field) <= 0:
             raise ValueError(f"algorithm.{field} must be positive")
-    if getattr(algorithm, "clip_range", 0.0) < 0:
+
+
+def check_clip_range(clip_range: float) -> None:
+    """Reject a negative clip range.
+
+    Raises:
+        ValueError: naming `algorithm.clip_range`.
+    """
+    if clip_range < 0:
         raise ValueError("algorithm.clip_range must be at least 0 (0 switches clipping off)")

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from sdpo.method.algorithms.base import Algorithm, Credit, RewardPlan, check_fields
+from sdpo.method.algorithms.base import Algorithm, check_clip_range, check_positive
+from sdpo.method.lazy_torch import torch
 from sdpo.method.types import LossOutput, StepBatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def clipped_ratio_loss(
     log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, mask: Tensor, *, clip_range: float, advantage_clip: float
 ) -> LossOutput:
-    """Mean max(−A r, −A clip(r, 1 ± ε)) with r = exp(ℓ(θ) − ℓ(old)), every branch alike.
+    """Mean max(−A r, −A clip(r, 1 ± ε)) with r = exp(ℓ(θ) − ℓ(old)), over all branches.
 
     Args:
         log_prob: ℓ(θ), mean over latent elements, [B, K].
         old_log_prob: ℓ(old), [B, K].
         advantage: A, [B, K].
-        mask: 1 for steps that have a density, [B].
+        mask: 1 for steps that have a density, else 0, [B].
         clip_range: ε; 0 switches clipping off.
-        advantage_clip: A is clipped to ± this value.
+        advantage_clip: the largest |A|; advantages are clamped to ± this value.
 
     Returns:
         The scalar loss with metrics `loss`, `clip_fraction` (share of samples whose ratio left the range to the side
@@ -51,24 +53,26 @@ def clipped_ratio_loss(
 
 @dataclass(frozen=True)
 class DDPO(Algorithm[StepBatch]):
-    """The published setting of the final image's reward; see `clipped_ratio_loss` for the other fields.
+    """`clipped_ratio_loss` on the final image's reward; the defaults are the published setting.
 
-    The paper samples single trajectories, `branches: 1`; here two share a prompt, as with the algorithms it is compared
-    to, and both count alike.
+    The paper samples single trajectories, `branches: 1`; here two share a prompt, as in the algorithms that DDPO is
+    compared with.
+
+    Attributes:
+        clip_range: ε, the clip range of the ratio; 0 switches clipping off.
+        advantage_clip: the largest |A|.
     """
 
     clip_range: float = 1e-4
     advantage_clip: float = 5.0
-    discount: float = 1.0
-    reward_plan: RewardPlan = "final"
-    branches: int = 2
-    credit: Credit = "step"
 
     def __post_init__(self) -> None:
-        check_fields(self, "ddpo", branches=1)
+        super().__post_init__()
+        check_positive(self, "advantage_clip")
+        check_clip_range(self.clip_range)
 
     def loss(self, batch: StepBatch) -> LossOutput:
-        """`clipped_ratio_loss` with this setting."""
+        """Compute `clipped_ratio_loss` with these settings."""
         return clipped_ratio_loss(
             batch.log_prob,
             batch.old_log_prob,

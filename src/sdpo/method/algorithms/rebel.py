@@ -1,19 +1,20 @@
 """REBEL (Gao et al. 2024, arXiv 2404.16767) and its proximal variant PRDP (Deng et al. 2024, arXiv 2402.08714).
 
 Both regress the difference of two trajectories' rewards on the difference of their log-probabilities. The square
-couples all steps of a trajectory; the update still needs the memory of one step (see `Updater`).
+couples all steps of a trajectory; the update still needs the memory of one step only (`loop/policy_update.py`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
-from sdpo.method.algorithms.base import Algorithm, Credit, RewardPlan, branch_pairs, check_fields
+from sdpo.method.algorithms.base import Algorithm, branch_pairs, check_clip_range, check_positive
+from sdpo.method.lazy_torch import torch
 from sdpo.method.types import LossOutput, TrajectoryBatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def regression_loss(
@@ -22,8 +23,8 @@ def regression_loss(
     advantage: Tensor,
     mask: Tensor,
     *,
-    log_ratio_scale: float = 1.0,
-    clip_range: float = 0.0,
+    log_ratio_scale: float,
+    clip_range: float,
 ) -> LossOutput:
     """Mean ((1/η) Σ_i Δρ_i − ΔA)² over pairs of branches; the larger of that and of its clipped form, if ε > 0.
 
@@ -33,8 +34,8 @@ def regression_loss(
         log_prob: ℓ(θ), mean over latent elements, [B, K, T].
         old_log_prob: ℓ(old), [B, K, T].
         advantage: A of the whole trajectory, [B, K].
-        mask: 1 for steps that count, [T].
-        log_ratio_scale: η.
+        mask: 1 for steps that count, else 0, [T].
+        log_ratio_scale: η, positive.
         clip_range: ε; 0 switches the clipped term off (REBEL).
 
     Returns:
@@ -63,22 +64,26 @@ def regression_loss(
 
 @dataclass(frozen=True)
 class REBEL(Algorithm[TrajectoryBatch]):
-    """The published setting of the final image's reward; see `regression_loss`."""
+    """`regression_loss` on the final image's reward, without clipping.
 
-    unit: ClassVar[Literal["step", "trajectory"]] = "trajectory"
+    Attributes:
+        log_ratio_scale: η, positive: the log-ratio difference is divided by this.
+        clip_range: ε, the clip range of every step's log-ratio; 0 switches the clipped term off.
+    """
+
+    takes_trajectories: ClassVar[bool] = True
+    min_branches: ClassVar[int] = 2
 
     log_ratio_scale: float = 1.0
     clip_range: float = 0.0
-    discount: float = 1.0
-    reward_plan: RewardPlan = "final"
-    branches: int = 2
-    credit: Credit = "step"
 
     def __post_init__(self) -> None:
-        check_fields(self, type(self).__name__.lower(), branches=2)
+        super().__post_init__()
+        check_positive(self, "log_ratio_scale")
+        check_clip_range(self.clip_range)
 
     def loss(self, batch: TrajectoryBatch) -> LossOutput:
-        """`regression_loss` with this setting."""
+        """Compute `regression_loss` with these settings."""
         return regression_loss(
             batch.log_prob,
             batch.old_log_prob,

@@ -1,1 +1,1 @@
-"""Reward models, one file each, and what they share."""
+"""Reward models, one file each, and the code that several of them use."""

@@ -1,4 +1,4 @@
-"""CLIP as a reward: cosines of images and prompts, or a linear head on the image alone."""
+"""The base of the CLIP rewards: embeddings of images and prompts, and their cosines."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from sdpo.rewards.models.pixels import Fit, Resize, model_pixels
 
 Mode = Literal["official", "sdpo"]
-"""`official` is each model's own preprocessing and scale; `sdpo` is that of the paper's code: the transformers CLIP
-processor for every model, without the final scale of ImageReward and PickScore."""
+"""Preprocessing and scale. `official`: as each model's authors publish them. `sdpo`: as the paper's code has them, with
+the transformers CLIP processor for every model, and without the final scale of ImageReward and PickScore."""
 
-_CACHED_PROMPTS = 4096
+_CACHED_PROMPTS = 4096  # more distinct prompts than this empty the cache
 
 
 class ClipReward:
-    """What the CLIP rewards share: pixels in, unit embeddings out.
+    """A frozen CLIP model that embeds images and prompts as unit vectors.
 
     Args:
-        model: a `CLIPModel`, frozen.
-        tokenizer: a CLIP tokenizer, or None where no text is read.
-        fit: see `model_pixels`.
-        resize: see `model_pixels`.
-        clean: applied to prompts first.
+        model: a frozen `CLIPModel`.
+        tokenizer: a CLIP tokenizer, or None for a reward that reads no prompt.
+        fit: how images become squares: `clip`, `hf` or `pad`, which `model_pixels` explains.
+        resize: `float` resizes differentiably; `pil` rounds as Pillow does, without a gradient.
+        clean: a function that is applied to each prompt first.
     """
 
     def __init__(
@@ -49,27 +49,27 @@ class ClipReward:
         self._text: dict[str, Tensor] = {}
 
     def to(self, device: torch.device | str) -> ClipReward:
-        """Move the weights."""
+        """Move the weights to a device."""
         self.model.to(device)
         self._text = {prompt: row.to(device) for prompt, row in self._text.items()}
         return self
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device of the weights."""
         return next(self.model.parameters()).device
 
     def image_embeddings(self, images: Tensor) -> Tensor:
-        """Unit vectors [N, D] of images [N, 3, H, W] in [0, 1]; differentiable in `float` mode."""
+        """Embed images [N, 3, H, W] in [0, 1] as unit vectors [N, D]; differentiable if `resize` is `float`."""
         pixels = model_pixels(images.to(self.device), self.size, self.fit, self.resize)
         return F.normalize(self.embed_pixels(pixels), dim=-1)
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
-        """Projected image features [N, D] of normalised pixels."""
+        """Compute the projected image features [N, D] of normalised pixels [N, 3, S, S]."""
         return features(self.model.get_image_features(pixel_values=pixels))
 
     def text_embeddings(self, prompts: Sequence[str]) -> Tensor:
-        """Unit vectors [N, D]; each prompt is encoded once."""
+        """Embed N prompts as unit vectors [N, D]; each distinct prompt is encoded once."""
         new = [p for p in dict.fromkeys(prompts) if p not in self._text]
         if len(self._text) + len(new) > _CACHED_PROMPTS:
             self._text, new = {}, list(dict.fromkeys(prompts))
@@ -89,38 +89,49 @@ class ClipReward:
 
     @torch.no_grad()
     def embed_tokens(self, input_ids: Tensor) -> Tensor:
-        """Projected text features [N, D] of token ids [N, L]; the attention is causal, so padding needs no mask."""
+        """Compute the projected text features [N, D] of token ids [N, L]; causal attention needs no padding mask."""
         return features(self.model.get_text_features(input_ids=input_ids))
 
     def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """[N]."""
+        """Compute the cosine of each image and its prompt.
+
+        Args:
+            images: float [N, 3, H, W] in [0, 1].
+            prompts: the N prompts of the images.
+
+        Returns:
+            Cosines, float32 [N].
+        """
         return (self.image_embeddings(images) * self.text_embeddings(prompts)).sum(-1)
 
 
 def features(output: Any) -> Tensor:
-    """Projected features, bare or, since transformers 5, in an output object."""
+    """The projected features of a CLIP output, which is a tensor or, since transformers 5, an object."""
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
 def load_tokenizer(files: dict[str, Path]) -> Any:
-    """OpenAI CLIP's byte-pair tokenizer from its vocabulary and merges."""
+    """Load OpenAI CLIP's byte-pair tokenizer from `vocab.json` and `merges.txt`."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer(vocab=str(files["vocab.json"]), merges=str(files["merges.txt"]))
 
 
 def load_clip(files: dict[str, Path]) -> nn.Module:
-    """A `CLIPModel` from `config.json` and `model.safetensors`, strictly.
+    """Load a frozen `CLIPModel` from `config.json` and `model.safetensors`.
+
+    Args:
+        files: the paths of these files, by file name.
 
     Raises:
-        UserError: if the weights are not that model's.
+        UserError: if the weights are not exactly those of the model.
     """
     from transformers import CLIPConfig, CLIPModel
 
-    from sdpo.rewards.models.weights import build_with, read_tensors
+    from sdpo.rewards.models.frozen import frozen_model, read_tensors
 
     config = CLIPConfig.from_json_file(str(files["config.json"]))
     state = read_tensors(files["model.safetensors"])
-    # Older files hold the position ids, which are not weights.
+    # Older files also hold the position ids, which are not weights.
     state = {name: value for name, value in state.items() if not name.endswith("position_ids")}
-    return build_with(lambda: CLIPModel(config), state, str(files["model.safetensors"]))
+    return frozen_model(lambda: CLIPModel(config), state, str(files["model.safetensors"]))

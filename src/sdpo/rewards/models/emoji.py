@@ -1,4 +1,4 @@
-"""The embedded model's reward and its independent judge; both were trained by tools/build_embedded.py."""
+"""The reward of the embedded model and its independent judge; tools/build_embedded.py trained both."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from sdpo.rewards.models.clip import features
 
 _ASSETS = Path(__file__).parents[2] / "assets" / "emoji"
-_SIZE = 64
+_SIZE = 64  # pixels
 
 
 def _pixels(images: Tensor, device: str) -> Tensor:
-    """To [-1, 1] at 64 × 64."""
+    """Resize images [N, 3, H, W] in [0, 1] to [N, 3, 64, 64] in [-1, 1]."""
     images = images.to(device, torch.float32).clamp(0, 1)
     if images.shape[-2:] != (_SIZE, _SIZE):
         images = F.interpolate(images, (_SIZE, _SIZE), mode="bilinear", antialias=True)
@@ -24,7 +24,11 @@ def _pixels(images: Tensor, device: str) -> Tensor:
 
 
 class EmojiScore:
-    """Cosine of a small CLIP's embeddings: about 0.9 for a crisp, whole, right animal, falling with damage."""
+    """Scores the cosine of a small CLIP's embeddings: about 0.9 for a crisp, whole, right animal, less with damage.
+
+    Args:
+        device: the device for the weights.
+    """
 
     def __init__(self, device: str = "cpu") -> None:
         from transformers import CLIPModel, CLIPTokenizer
@@ -37,7 +41,16 @@ class EmojiScore:
         self._text: dict[str, Tensor] = {}
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
-        """Cosines, [N]."""
+        """Score images against their prompts.
+
+        Args:
+            images: float [N, 3, H, W] in [0, 1].
+            prompts: the N prompts of the images.
+            metadata: ignored.
+
+        Returns:
+            Cosines, float32 [N].
+        """
         with torch.no_grad():
             image = self._model.get_image_features(pixel_values=_pixels(images, self._device))
             text = torch.stack([self._encode(p) for p in prompts])
@@ -53,9 +66,12 @@ class EmojiScore:
 
 
 class EmojiJudge:
-    """1 where a convolutional classifier gives the prompt's animal more than half of its belief, else 0.
+    """Scores 1 where a convolutional classifier gives the prompt's animal a probability above 1/2, else 0.
 
-    It has another architecture, seed and loss than the reward, and no training ever asks it.
+    The classifier has another architecture, seed and loss than the reward, and is used in no training.
+
+    Args:
+        device: the device for the weights.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -69,12 +85,21 @@ class EmojiJudge:
         self._labels = {str(name): int(i) for i, name in self._model.config.id2label.items()}
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
-        """0 or 1, [N]; a prompt that names none of the 45 animals cannot be recognised and gives 0."""
+        """Recognise the animal of each prompt; a prompt that names none of the 45 animals scores 0.
+
+        Args:
+            images: float [N, 3, H, W] in [0, 1].
+            prompts: the N prompts of the images.
+            metadata: ignored.
+
+        Returns:
+            0 or 1, float32 [N].
+        """
         with torch.no_grad():
-            belief = self._model(pixel_values=_pixels(images, self._device)).logits.softmax(-1)
-        wanted = torch.tensor([self._label(p) for p in prompts], device=belief.device)
+            probability = self._model(pixel_values=_pixels(images, self._device)).logits.softmax(-1)
+        wanted = torch.tensor([self._label(p) for p in prompts], device=probability.device)
         named = wanted >= 0
-        right = belief.gather(1, wanted.clamp(min=0)[:, None])[:, 0]
+        right = probability.gather(1, wanted.clamp(min=0)[:, None])[:, 0]
         return ((right > 0.5) & named).float()
 
     def _label(self, prompt: str) -> int:

@@ -1,4 +1,4 @@
-"""The scoring heads of the aesthetic predictor and of ImageReward: linear layers with nothing between them."""
+"""The scoring heads of the aesthetic predictor and of ImageReward, whose linear layers have no activation between."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch import Tensor
 
 from sdpo.errors import UserError
 
-# Indices of the linear layers; between them the published modules have dropout, which is off when scoring.
+# Indices of the linear layers; the published modules have dropout between them, which is off when scoring.
 LAYERS = (0, 2, 4, 6, 7)
 
 
 def collapse(state: Mapping[str, Tensor], where: str) -> tuple[Tensor, Tensor]:
-    """Five linear layers as one: W = W7 W6 W4 W2 W0, and its bias; multiplied in float64.
+    """Multiply five linear layers, in float64, to one: W = W7 W6 W4 W2 W0, and its bias.
 
     Args:
-        state: `layers.<i>.weight` and `layers.<i>.bias` for i in 0, 2, 4, 6, 7.
-        where: the file, for the message.
+        state: the state dict: `layers.<i>.weight` and `layers.<i>.bias` for i in 0, 2, 4, 6, 7.
+        where: the file of the weights, for messages.
 
     Returns:
-        weight float32 [D], bias float32 [].
+        The weight, float32 [D], and the bias, float32 [].
 
     Raises:
-        UserError: if other keys are there.
+        UserError: if keys are missing or unexpected.
     """
     expected = {f"layers.{i}.{kind}" for i in LAYERS for kind in ("weight", "bias")}
     if set(state) != expected:
@@ -38,11 +38,11 @@ def collapse(state: Mapping[str, Tensor], where: str) -> tuple[Tensor, Tensor]:
 
 
 class LinearHead(torch.nn.Module):
-    """A score x·w + b in float32, whatever the embedding's type.
+    """Computes the score x·w + b in float32, whatever the type of the embedding x.
 
     Args:
-        weight: [D].
-        bias: [].
+        weight: w, float32 [D].
+        bias: b, float32 [].
     """
 
     weight: Tensor
@@ -54,5 +54,5 @@ class LinearHead(torch.nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Scores [N] of embeddings [N, D]."""
+        """Compute the scores, float32 [N], of embeddings [N, D]."""
         return embeddings.float() @ self.weight + self.bias

@@ -1,9 +1,9 @@
-"""Human Preference Score v2 and v2.1 (Wu et al. 2023, arXiv 2306.09341): open_clip's ViT-H/14. About 0.2 … 0.35."""
+"""Human Preference Score v2 and v2.1 (Wu et al. 2023, arXiv 2306.09341): open_clip's ViT-H/14; about 0.2 … 0.35."""
 
 from __future__ import annotations
 
+import functools
 import html
-import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from sdpo.errors import UserError
 from sdpo.rewards.models.clip import ClipReward, Mode, load_tokenizer
+from sdpo.rewards.models.frozen import frozen_model, read_tensors
 from sdpo.rewards.models.pixels import Resize
-from sdpo.rewards.models.weights import build_with, locate, read_tensors
+from sdpo.rewards.models.weights import locate
+from sdpo.system.log import logger
 
 # open_clip's ViT-H-14. Its GELU is exact; the transformers default for CLIP, quick_gelu, is another function.
 VIT_H_14: dict[str, Any] = {
@@ -52,10 +54,10 @@ _IN_BLOCK = {
 
 
 def from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An open_clip state dict under the names of transformers' `CLIPModel`.
+    """Rename an open_clip state dict to the names of transformers' `CLIPModel`.
 
     Raises:
-        UserError: if a key is not of that layout.
+        UserError: if a key is not in open_clip's layout.
     """
     converted: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -69,11 +71,12 @@ def from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif "transformer.resblocks." in key:
             converted |= _block(key, value)
         else:
-            raise UserError(f"hpsv2: unexpected key {key!r}: not a ViT of open_clip's layout")
+            raise UserError(f"hpsv2: unexpected key {key!r}: not a ViT in open_clip's layout")
     return converted
 
 
 def _block(key: str, value: Tensor) -> dict[str, Tensor]:
+    """Rename a weight of a transformer block; the joint projection of queries, keys and values becomes three."""
     tower = "vision_model" if key.startswith("visual.") else "text_model"
     layer, _, rest = key.split("transformer.resblocks.", 1)[1].partition(".")
     prefix = f"{tower}.encoder.layers.{layer}."
@@ -83,50 +86,56 @@ def _block(key: str, value: Tensor) -> dict[str, Tensor]:
         return {f"{prefix}self_attn.{name}_proj.{kind}": part.contiguous() for name, part in parts}
     stem, _, kind = rest.rpartition(".")
     if stem not in _IN_BLOCK:
-        raise UserError(f"hpsv2: unexpected key {key!r}: not a ViT of open_clip's layout")
+        raise UserError(f"hpsv2: unexpected key {key!r}: not a ViT in open_clip's layout")
     return {f"{prefix}{_IN_BLOCK[stem]}.{kind}": value}
 
 
 def build_model(state: Mapping[str, Tensor], config: Mapping[str, Any], where: str) -> nn.Module:
-    """A `CLIPModel` with an open_clip checkpoint's weights, in float32.
+    """Build a frozen float32 `CLIPModel` with the weights of an open_clip checkpoint.
 
     Args:
-        state: open_clip's.
+        state: the state dict in open_clip's layout.
         config: keyword arguments of `CLIPConfig`.
-        where: the file, for messages.
+        where: the file of the weights, for messages.
 
     Raises:
-        UserError: if the weights are not that model's.
+        UserError: if the weights are not exactly those of the model.
     """
     from transformers import CLIPConfig, CLIPModel
 
-    return build_with(lambda: CLIPModel(CLIPConfig(**config)), from_open_clip(state), where)
+    return frozen_model(lambda: CLIPModel(CLIPConfig(**config)), from_open_clip(state), where)
 
 
 def clean_text(prompt: str) -> str:
-    """open_clip's cleaning: mend broken Unicode (with ftfy, if it is installed), then undo HTML escapes, twice."""
+    """Clean a prompt as open_clip does: repair broken Unicode (if ftfy is installed), then undo HTML escapes, twice."""
     try:
         import ftfy
     except ImportError:
         if not prompt.isascii():
-            warnings.warn(
-                "hpsv2: ftfy is not installed, so prompts with broken Unicode are scored as they are: "
-                "pip install 'sdpo[hpsv2]'",
-                stacklevel=2,
-            )
+            _warn_of_missing_ftfy()
     else:
         prompt = ftfy.fix_text(prompt)
     return html.unescape(html.unescape(prompt)).strip()
 
 
+@functools.cache
+def _warn_of_missing_ftfy() -> None:
+    """Warn, once, that prompts are not repaired."""
+    logger.warning(
+        "hpsv2: ftfy is not installed, so prompts with broken Unicode are scored as they are. Install it: "
+        "pip install 'sdpo[hpsv2]'"
+    )
+
+
 class HPSv2(ClipReward):
-    """Cosine of image and prompt.
+    """Scores the cosine of image and prompt.
 
     Args:
-        model: CLIP.
-        tokenizer: its.
-        mode: see `Mode`; `official` scales the long side and pads.
-        resize: see `model_pixels`.
+        model: a frozen `CLIPModel`.
+        tokenizer: OpenAI CLIP's tokenizer.
+        mode: `official` scales an image's long side and pads, as the authors do; `sdpo` crops with the transformers
+            CLIP processor, as the paper's code does.
+        resize: `float` resizes differentiably; `pil` rounds as Pillow does, without a gradient.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, *, mode: Mode = "official", resize: Resize = "float") -> None:
@@ -134,7 +143,16 @@ class HPSv2(ClipReward):
         super().__init__(model, tokenizer, fit=fit, resize=resize, clean=clean_text)
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
-        """[N]."""
+        """Score images against their prompts.
+
+        Args:
+            images: float [N, 3, H, W] in [0, 1].
+            prompts: the N prompts of the images.
+            metadata: ignored.
+
+        Returns:
+            Scores, float32 [N].
+        """
         return self.cosines(images, prompts)
 
 
@@ -146,10 +164,17 @@ def load(
     resize: Resize = "float",
     version: Literal["hpsv2", "hpsv2.1"] = "hpsv2",
 ) -> HPSv2:
-    """From the hub, or a folder with its files.
+    """Load HPSv2 or HPSv2.1 from a folder or the hub.
+
+    Args:
+        device: the device for the weights.
+        path: a folder with the files; None uses `$SDPO_REWARDS` or the Hugging Face hub.
+        mode: `official` scales an image's long side and pads; `sdpo` crops with the transformers CLIP processor.
+        resize: `float` resizes differentiably; `pil` rounds as Pillow does, without a gradient.
+        version: the checkpoint, `hpsv2` or `hpsv2.1`.
 
     Raises:
-        UserError: see `locate`, `read_tensors`, `build_model`.
+        UserError: if a file is missing, cannot be downloaded, or does not hold the model's weights.
     """
     files = locate(version, path)
     checkpoint = next(file for name, file in files.items() if name.endswith(".pt"))
@@ -163,5 +188,13 @@ def load(
 
 
 def load_v2_1(device: str = "cpu", **options: Any) -> HPSv2:
-    """HPSv2.1; see `load`."""
+    """Load HPSv2.1 from a folder or the hub.
+
+    Args:
+        device: the device for the weights.
+        options: the keyword arguments of `load`, without `version`.
+
+    Raises:
+        UserError: if a file is missing, cannot be downloaded, or does not hold the model's weights.
+    """
     return load(device, version="hpsv2.1", **options)

@@ -1,4 +1,4 @@
-"""PickScore v1 (Kirstain et al. 2023, arXiv 2305.01569): CLIP ViT-H/14 tuned on people's choices; about 18 … 24."""
+"""PickScore v1 (Kirstain et al. 2023, arXiv 2305.01569): CLIP ViT-H/14 trained on people's choices; about 18 … 24."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sdpo.rewards.models.weights import locate
 
 
 class PickScore(ClipReward):
-    """exp(logit scale) · cosine; in mode `sdpo` the cosine alone.
+    """Scores exp(logit scale) · cosine of image and prompt.
 
     Args:
-        model: CLIP.
-        tokenizer: its.
-        mode: see `Mode`.
-        resize: see `model_pixels`.
+        model: a frozen `CLIPModel`.
+        tokenizer: CLIP's tokenizer.
+        mode: `official` multiplies the cosine by the model's exp(logit scale); `sdpo` returns the cosine alone.
+        resize: `float` resizes differentiably; `pil` rounds as Pillow does, without a gradient.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, *, mode: Mode = "official", resize: Resize = "float") -> None:
@@ -26,7 +26,16 @@ class PickScore(ClipReward):
         self.mode = mode
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
-        """[N]."""
+        """Score images against their prompts.
+
+        Args:
+            images: float [N, 3, H, W] in [0, 1].
+            prompts: the N prompts of the images.
+            metadata: ignored.
+
+        Returns:
+            Scores, float32 [N].
+        """
         cosines = self.cosines(images, prompts)
         return cosines if self.mode == "sdpo" else self.model.logit_scale.exp() * cosines
 
@@ -34,10 +43,16 @@ class PickScore(ClipReward):
 def load(
     device: str = "cpu", *, path: str | None = None, mode: Mode = "official", resize: Resize = "float"
 ) -> PickScore:
-    """From the hub, or a folder with its files.
+    """Load PickScore from a folder or the hub.
+
+    Args:
+        device: the device for the weights.
+        path: a folder with the files; None uses `$SDPO_REWARDS` or the Hugging Face hub.
+        mode: `official` multiplies the cosine by the model's exp(logit scale); `sdpo` returns the cosine alone.
+        resize: `float` resizes differentiably; `pil` rounds as Pillow does, without a gradient.
 
     Raises:
-        UserError: see `locate`, `load_clip`.
+        UserError: if a file is missing, cannot be downloaded, or does not hold the model's weights.
     """
     files = locate("pickscore", path)
     reward = PickScore(load_clip(files), load_tokenizer(files), mode=mode, resize=resize)

@@ -1,7 +1,4 @@
-"""From images to the pixels a reward model reads: resized, cropped or padded, normalised, on the images' own device.
-
-Nothing leaves the device, and in `float` mode all of it is differentiable.
-"""
+"""The preprocessing of images for a reward model: resized, cropped or padded, normalised, on the images' own device."""
 
 from __future__ import annotations
 
@@ -14,25 +11,25 @@ from torch import Tensor
 Fit = Literal["clip", "hf", "pad"]
 Resize = Literal["float", "pil"]
 
-# OpenAI CLIP's, which all the reward models here share.
+# OpenAI CLIP's mean and standard deviation of red, green and blue, which all reward models here use.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def model_pixels(images: Tensor, size: int = 224, fit: Fit = "clip", resize: Resize = "float") -> Tensor:
-    """Resize to a square and normalise.
+    """Resize images to squares and normalise them.
 
     Args:
-        images: [N, 3, H, W] in [0, 1].
+        images: float [N, 3, H, W] in [0, 1].
         size: side of the square, in pixels.
-        fit: `clip` scales the short side and crops the centre as OpenAI CLIP and ImageReward do, `hf` as the
-            transformers CLIP processor (they differ by a pixel where the margin is odd); `pad` scales the long side and
-            pads with black, as HPSv2 does.
-        resize: `float` is bicubic with antialiasing, differentiable; `pil` rounds as Pillow does: the input, then after
-            the pass over the width, then after the pass over the height. Rounding has no gradient.
+        fit: `clip` scales the short side and crops the centre as OpenAI CLIP and ImageReward do; `hf` does so as the
+            transformers CLIP processor does (the crops differ by a pixel where the margin is odd); `pad` scales the
+            long side and pads with black, as HPSv2 does.
+        resize: `float` is bicubic with antialiasing, and differentiable. `pil` rounds to 256 levels as Pillow does,
+            before and after the pass over the width and after the pass over the height; rounding has no gradient.
 
     Returns:
-        float32 [N, 3, size, size], normalised with CLIP's mean and std.
+        Pixels, float32 [N, 3, size, size], normalised with CLIP's mean and standard deviation.
     """
     images = images.float()
     if resize == "pil":
@@ -51,7 +48,7 @@ def _crop_to_square(images: Tensor, size: int, fit: Fit, resize: Resize) -> Tens
         images = _round(_bicubic(images, new_height, new_width))
     else:
         images = _bicubic(images, new_height, new_width).clamp(0, 1)  # bicubic overshoots
-    # OpenAI's transform rounds half a pixel to even, the transformers processor down.
+    # OpenAI's transform rounds half a pixel to even; the transformers processor rounds it down.
     top, left = (round((side - size) / 2) if fit == "clip" else (side - size) // 2 for side in (new_height, new_width))
     return images[..., top : top + size, left : left + size]
 
@@ -72,5 +69,5 @@ def _bicubic(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def _round(images: Tensor) -> Tensor:
-    """To the 256 levels of uint8, still in [0, 1]."""
+    """Round to the 256 levels of uint8, keeping the range [0, 1]."""
     return (images * 255).round().clamp(0, 255) / 255

@@ -1,20 +1,15 @@
-"""Where the reward models' weights come from: one table, pinned; and how they are found and read."""
+"""The files of the reward models: a table of pinned sources, and the search for them on this machine and the hub."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from sdpo.errors import UserError
+from sdpo.errors import UserError, cause
 
 ENVIRONMENT = "SDPO_REWARDS"
-"""Environment variable: a folder with one folder of files for each reward."""
+"""The environment variable that names a folder with one folder of files for each reward."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +18,10 @@ class Source:
 
     Attributes:
         repository: owner/name.
-        revision: commit.
-        files: what is read of it.
-        licence: as the repository states it.
-        megabytes: to download.
+        revision: the commit, 40 hexadecimal digits.
+        files: the names of the files that are used.
+        licence: the licence that the repository states.
+        megabytes: the size of the files in MB.
     """
 
     repository: str
@@ -92,13 +87,17 @@ SOURCES: dict[str, tuple[Source, ...]] = {
 
 
 def locate(name: str, path: str | None = None) -> dict[str, Path]:
-    """The files of a reward model: in `path`, else in `$SDPO_REWARDS/<name>`, else from the hub (or its cache).
+    """Find the files of a reward model: in a folder, else in `$SDPO_REWARDS/<name>`, else on the hub or in its cache.
+
+    Args:
+        name: the reward's name, a key of `SOURCES`.
+        path: a folder with the files; None searches the other places.
 
     Returns:
-        By file name, where each lies.
+        The path of each file, by file name.
 
     Raises:
-        UserError: if one is missing or the hub cannot be reached; says which files to place where.
+        UserError: if a file is missing or the hub cannot be reached; the message lists which files to place where.
     """
     sources = SOURCES[name]
     root = os.environ.get(ENVIRONMENT)
@@ -113,7 +112,12 @@ def locate(name: str, path: str | None = None) -> dict[str, Path]:
 
 
 def to_download(name: str, path: str | None = None) -> int:
-    """Megabytes that `locate` would fetch: of the repositories of which a file is neither in a folder nor cached."""
+    """The size in MB of what `locate` would download: the repositories with a file neither in a folder nor cached.
+
+    Args:
+        name: the reward's name, a key of `SOURCES`.
+        path: a folder with the files; None searches the other places.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     root = os.environ.get(ENVIRONMENT)
@@ -137,13 +141,12 @@ def _download(name: str, source: Source, file: str) -> Path:
         try:
             return Path(hf_hub_download(source.repository, file, revision=source.revision, local_files_only=True))
         except LocalEntryNotFoundError:
-            _reach_hub()  # in seconds; the hub's client would try for half a minute
+            _reach_hub()  # fails in seconds; the hub's client would retry for half a minute
             return Path(hf_hub_download(source.repository, file, revision=source.revision))
     except Exception as error:  # whatever the hub's client raises, the user needs the same message
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"reward {name!r}: cannot fetch {file} of {source.repository} from the Hugging Face hub: {cause}\n"
-            + _instructions(name)
+            f"reward {name!r}: {file} of {source.repository} cannot be downloaded from the Hugging Face hub: "
+            f"{cause(error)}\n{_instructions(name)}"
         ) from error
 
 
@@ -156,47 +159,11 @@ def _reach_hub() -> None:
 
 def _instructions(name: str) -> str:
     lines = [
-        f"Place these files in a folder {name}, and name it by reward_options.{name}.path=…/{name} (for `sdpo score`: "
-        f"--option path=…/{name}), or the folder it lies in by the environment variable {ENVIRONMENT}:"
+        f"Place these files in a folder {name}. Name that folder by reward_options.{name}.path=…/{name} (for "
+        f"`sdpo score`: --option path=…/{name}), or name its parent by the environment variable {ENVIRONMENT}:"
     ]
     for source in SOURCES[name]:
         lines += [
             f"  https://huggingface.co/{source.repository}/resolve/{source.revision}/{file}" for file in source.files
         ]
     return "\n".join(lines)
-
-
-def read_tensors(path: Path) -> dict[str, Any]:
-    """The contents of a `.safetensors` file, or of a pickled one that holds tensors and plain containers alone.
-
-    Raises:
-        UserError: if it is damaged, or a pickle would run code.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damage has many names; a forbidden global is one of them
-        raise UserError(
-            f"{path} cannot be loaded as tensors alone: {str(error).strip().splitlines()[0]}. "
-            "A pickle that names other objects can run code and is refused; a damaged file must be fetched again."
-        ) from error
-
-
-def build_with(factory: Callable[[], nn.Module], state: Mapping[str, Tensor], where: str) -> nn.Module:
-    """A frozen float32 model that holds exactly these weights; it is never initialised at random first.
-
-    Raises:
-        UserError: if a key is missing, unexpected, or of another shape.
-    """
-    from accelerate import init_empty_weights
-
-    with init_empty_weights():  # parameters on the meta device, buffers (position ids) real
-        model = factory()
-    try:
-        model.load_state_dict({name: value.float() for name, value in state.items()}, strict=True, assign=True)
-    except RuntimeError as error:
-        raise UserError(f"{where} does not hold the weights of a {type(model).__name__}: {error}") from error
-    return model.eval().requires_grad_(False)

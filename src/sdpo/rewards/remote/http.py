@@ -1,4 +1,4 @@
-"""A reward on a server of one's own, by JSON over HTTP.
+"""A reward on the user's own server, by JSON over HTTP.
 
 The protocol: `POST url` with
 
@@ -8,7 +8,7 @@ and the answer, status 200,
 
     {"scores": [0.12, …]}
 
-with one finite number an image, in order. `examples/reward_server.py` is a server that speaks it.
+with one finite number an image, in the order of the images. `examples/reward_server.py` is such a server.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from sdpo.rewards.remote.json_client import JsonClient, png_base64
 
 
 class HttpReward:
-    """The scores of a server.
+    """Scores images by a server.
 
     Args:
-        url: of the server.
-        device: ignored: the server has its own.
-        batch_size: images in a request.
-        concurrency: requests under way at once.
-        timeout: seconds to connect, and seconds without a byte of answer.
+        url: the address of the server.
+        device: ignored: the server chooses its own device.
+        batch_size: the largest number of images in a request.
+        concurrency: the number of requests at the same time.
+        timeout: seconds to connect, and seconds without a byte of the answer.
         retries: further tries after a failed connection, a timeout, or status 408, 425, 429, 500, 502, 503, 504.
-        backoff: see `JsonClient`.
-        headers: sent with every request; from Python alone may they hold a secret.
-        token_env: environment variable with a bearer token.
-        headers_env: further headers, each with the environment variable that holds its value.
+        backoff: seconds before the second retry, which later retries double; the first retry is immediate.
+        headers: HTTP headers of every request; a configuration file must not hold secrets in them.
+        token_env: the environment variable that holds a bearer token.
+        headers_env: further headers: their names, and the environment variables that hold their values.
 
     Raises:
-        UserError: if an argument makes no sense, or the token's variable is not set.
+        UserError: if an argument is out of range, or an environment variable is not set.
     """
 
     remote = True
@@ -75,7 +75,15 @@ class HttpReward:
         )
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
-        """float32 [N] of images [N, 3, H, W] in [0, 1].
+        """Score images by the server.
+
+        Args:
+            images: float [N, 3, H, W] in [0, 1].
+            prompts: the N prompts of the images.
+            metadata: the N metadata of the prompts, which JSON can hold.
+
+        Returns:
+            Scores, float32 [N], on the CPU.
 
         Raises:
             RewardError: if a request fails after its retries, or an answer is not one finite number an image.
@@ -111,6 +119,7 @@ class HttpReward:
 
 
 def _variable(name: str, option: str) -> str:
+    """The value of an environment variable that an option names."""
     if not os.environ.get(name):
         raise UserError(f"reward_options.http.{option}: the environment variable {name} is not set")
     return os.environ[name]

@@ -1,4 +1,4 @@
-"""What rewards behind a network share: JSON over HTTP with time limits and retries, and images as text."""
+"""The client of rewards on a server: JSON over HTTP with time limits and retries, and images as text."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from urllib3.util import Retry
 from sdpo.errors import RewardError, UserError
 
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
-"""Statuses that another try may mend; any other than 200 is an error at once."""
+"""The HTTP statuses after which a request is tried again; any other status than 200 is an error at once."""
 
-_LONGEST_WAIT = 120.0  # seconds; also what a server's Retry-After is cut to
-_SHOWN = 200  # characters of an answer in a message
+_LONGEST_WAIT = 120.0  # seconds before a retry, also where a server's Retry-After is longer
+_SHOWN = 200  # characters of an answer that a message quotes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class _Retry(Retry):
-    """A server may ask for patience, but not for a day of it."""
+    """Retries that wait as long as a server asks, up to a limit."""
 
     def get_retry_after(self, response: Any) -> float | None:
         seconds = super().get_retry_after(response)
@@ -35,19 +35,19 @@ class _Retry(Retry):
 
 
 class JsonClient:
-    """POSTs JSON to one address and gives the JSON that comes back.
+    """Sends JSON to one address and returns the JSON of the answer.
 
     Args:
-        url: http or https.
-        timeout: seconds to connect, and seconds without a byte of answer.
+        url: an address that begins with http:// or https://.
+        timeout: seconds to connect, and seconds without a byte of the answer.
         retries: further tries after a failed connection, a timeout or a status in `RETRIED`.
-        backoff: seconds before the second retry (the first is at once); doubles each time, with as much jitter; a
-            `Retry-After` of the server goes before it.
-        concurrency: requests under way at once.
-        headers: sent with every request.
+        backoff: seconds before the second retry, which later retries double; the first retry is immediate. Each wait
+            has a random addition of up to `backoff` seconds. A server's `Retry-After` header takes precedence.
+        concurrency: the number of requests at the same time.
+        headers: HTTP headers of every request.
 
     Raises:
-        UserError: if the address or a number makes no sense.
+        UserError: if the address or a number is out of range.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class JsonClient:
         self.concurrency = concurrency
         retry = _Retry(
             total=retries,
-            allowed_methods=None,  # a score is safe to ask for twice, so POST too
+            allowed_methods=None,  # POST too: asking twice for a score changes nothing
             status_forcelist=RETRIED,
             backoff_factor=backoff,
             backoff_jitter=backoff,
@@ -86,11 +86,14 @@ class JsonClient:
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=concurrency, max_retries=retry))
 
     def post(self, payload: Any) -> Any:
-        """The answer to one request.
+        """Send one request and return its answer.
+
+        Args:
+            payload: what JSON can hold.
 
         Raises:
-            RewardError: if none came after all tries, its status is not 200, or it is not JSON; names the address and
-                shows the answer's beginning.
+            RewardError: if no answer came after all tries, its status is not 200, or it is not JSON; the message has
+                the address and the beginning of the answer.
         """
         try:
             # A redirect would take images and tokens to an address that nobody configured.
@@ -102,17 +105,19 @@ class JsonClient:
         try:
             return response.json()
         except ValueError as error:
-            raise RewardError(f"{self.url} answered with what is not JSON: {self.excerpt(response.text)}") from error
+            raise RewardError(
+                f"{self.url} answered with text that is not JSON: {self.excerpt(response.text)}"
+            ) from error
 
     def excerpt(self, answer: object) -> str:
-        """The beginning of what the server said, for a message; without headers that it may have repeated."""
+        """The beginning of a server's answer for a message, without the values of the request's headers."""
         text = str(answer)
         for word in self._sent:
             text = text.replace(word, "[hidden]")
         return text if len(text) <= _SHOWN else text[:_SHOWN] + " …"
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """`function` of every item, in order, `concurrency` at once; the first failure ends it."""
+        """Apply a function to every item, `concurrency` at the same time; the first failure cancels the rest."""
         with ThreadPoolExecutor(self.concurrency) as pool:
             futures = [pool.submit(function, item) for item in items]
             try:
@@ -122,8 +127,8 @@ class JsonClient:
 
 
 def png_base64(image: Tensor) -> str:
-    """A float image [3, H, W] in [0, 1] as a base64 PNG."""
+    """Encode an image, float [3, H, W] in [0, 1], as a base64 PNG."""
     pixels = image.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)  # sent once and thrown away
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)  # an image is sent once
     return base64.b64encode(buffer.getvalue()).decode("ascii")

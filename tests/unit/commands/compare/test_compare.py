@@ -1,4 +1,4 @@
-"""`sdpo compare` on runs that are there: grouping, hand-computed numbers, safe pages, and what it refuses."""
+"""`sdpo compare` on existing runs: grouping, hand-computed numbers, safe pages, and rejected input."""
 
 from __future__ import annotations
 
@@ -16,27 +16,31 @@ from helpers.written_runs import write_run
 from PIL import Image
 from rich.console import Console
 
+from sdpo.cli.compare import rich_table
 from sdpo.commands.compare import compare_directories
+from sdpo.commands.compare.comparison import make_comparison
 from sdpo.commands.compare.groups import group_directories
-from sdpo.commands.compare.measures import area, area_under, comparable, curve, first_crossing, gain
-from sdpo.commands.compare.plan import Planned, plan_runs
-from sdpo.commands.compare.table import BASE, Cell, Grid, terminal
-from sdpo.config.schema import Config, check_same_run, differences
+from sdpo.commands.compare.measures import area_under, areas, first_crossing, gains, group_curve
+from sdpo.commands.compare.plan import PlannedRun, plan_runs
+from sdpo.commands.compare.tables import BASE, Cell, ComparisonTable
+from sdpo.commands.compare.variants import VARIANTS, load_variants
+from sdpo.config.differences import check_same_run, differences
+from sdpo.config.schema import Config
 from sdpo.errors import UserError
-from sdpo.report.looks import LOOKS, look
+from sdpo.report.line_styles import LINE_STYLES, line_style
 
 FLAT = {1: [0.2, 0.2, 0.2], 4: [0.4, 0.4, 0.4]}
 RISING = {1: [0.2, 0.4, 0.6], 4: [0.4, 0.5, 0.6]}
 
 
 def cells(result, title: str) -> dict[str, list[str]]:
-    """A table as name → texts."""
-    grid = next(g for g in result.tables if g.title == title)
-    return {name: [f"{c.text} {c.beside}".strip() for c in row] for name, row in grid.rows}
+    """Return the table with a title: name → texts of its cells."""
+    table = next(t for t in result.tables if t.title == title)
+    return {name: [f"{c.text} {c.beside}".strip() for c in row] for name, row in table.rows}
 
 
 def test_hand_computed_table(tmp_path: Path) -> None:
-    """Two seeds of sdpo end at 0.6 and 0.8 (1 step), ddpo at 0.5; final means have the 0.1 of the last images."""
+    """At 1 step, two seeds of sdpo end at 0.6 and 0.8, ddpo at 0.5. The last image adds 0.1 to each final mean."""
     words = [
         write_run(tmp_path / "a", {1: [0.2, 0.4, 0.6], 4: [0.4, 0.4, 0.4]}, seed=42),
         write_run(tmp_path / "b", {1: [0.2, 0.6, 0.8], 4: [0.4, 0.4, 0.4]}, seed=43),
@@ -65,11 +69,11 @@ def test_hand_computed_table(tmp_path: Path) -> None:
 
 
 def test_curves_use_the_images_that_all_evaluations_have(tmp_path: Path) -> None:
-    comparison = comparable(group_directories([str(write_run(tmp_path / "a", RISING))]))
-    found = curve(comparison, comparison.groups[0], "aesthetic", 1)
+    comparison = make_comparison(group_directories([str(write_run(tmp_path / "a", RISING))]))
+    found = group_curve(comparison, comparison.groups[0], "aesthetic", 1)
     assert found.values == pytest.approx(np.array([[0.2, 0.4, 0.6]]))
-    assert found.costs["images"].tolist() == [0, 100, 200] and np.isnan(found.spread).all()
-    assert gain(comparison, comparison.groups[0], "aesthetic") == pytest.approx(np.array([[0.4, 0.2, 0.3]]))
+    assert found.costs["images"].tolist() == [0, 100, 200] and np.isnan(found.std).all()
+    assert gains(comparison, comparison.groups[0], "aesthetic") == pytest.approx(np.array([[0.4, 0.2, 0.3]]))
 
 
 def test_areas_and_crossings() -> None:
@@ -144,14 +148,14 @@ def test_the_page_and_its_files(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_missing_spread_and_a_base_that_is_not_shared_are_shown_as_they_are(tmp_path: Path) -> None:
+def test_one_seed_has_no_standard_deviation_and_different_base_models_have_one(tmp_path: Path) -> None:
     words = [
         write_run(tmp_path / "a", RISING),
         write_run(tmp_path / "b", {1: [0.3, 0.4], 4: [0.4, 0.5]}, algorithm="x"),
     ]
     result = compare_directories(words, tmp_path / "out")
     final = cells(result, "Final aesthetic")
-    assert final["sdpo"][0] == "0.7000"  # one seed: no spread
+    assert final["sdpo"][0] == "0.7000"  # one seed: no standard deviation
     assert result.tables[0].about == "all images of the last evaluation, 1 seed"
     assert final[BASE] == ["0.3500 ± 0.0707", "0.5000", "0.4250 ± 0.0354"]
 
@@ -185,7 +189,7 @@ def test_what_cannot_be_compared_is_refused(sdpo: Run, tmp_path: Path) -> None:
         assert "Traceback" not in refused.stderr and all(word in refused.stderr for word in words), refused.stderr
 
 
-def plan(tmp_path: Path, *names: str, overrides: tuple[str, ...] = (), seeds: int = 1) -> list[Planned]:
+def plan(tmp_path: Path, *names: str, overrides: tuple[str, ...] = (), seeds: int = 1) -> list[PlannedRun]:
     return plan_runs("emoji", overrides, names, seeds, 7, tmp_path, tmp_path / "variants.yaml")
 
 
@@ -213,8 +217,6 @@ def test_plan_of_algorithms_and_variants(tmp_path: Path) -> None:
 
 
 def test_every_variant_that_comes_with_a_preset_is_legal(tmp_path: Path) -> None:
-    from sdpo.commands.compare.plan import VARIANTS, load_variants
-
     for file in VARIANTS.glob("*.yaml"):
         names = list(load_variants(file.stem, None))
         assert len(plan_runs(file.stem, [], names, 1, 1, tmp_path)) == len(names) > 0
@@ -259,7 +261,7 @@ def test_a_run_is_recognised_by_its_files_and_settings(tmp_path: Path) -> None:
     (run.path / "config.yaml").write_text(run.config.to_yaml())
     assert run.begun() and run.finished()
     checkpoint, report = run.path / "checkpoints" / "2", run.path / "report.html"
-    report.write_text("of an earlier end")
+    report.write_text("written at an earlier end")
     checkpoint.mkdir(parents=True)
     stamp = report.stat().st_mtime_ns
     import os
@@ -282,7 +284,7 @@ def test_a_run_is_recognised_by_its_files_and_settings(tmp_path: Path) -> None:
 
 
 def test_a_setting_that_only_one_run_has_is_a_difference(tmp_path: Path) -> None:
-    """Unless it has a default, or belongs to another algorithm."""
+    """A setting with a default, or of another algorithm, is not."""
     (tmp_path / "variants.yaml").write_text("")
     one = "reward_options={emoji_score: {device: cpu}}", "model.scheduler={name: LCMScheduler}"
     other = "epochs=2", "model.scheduler={name: LCMScheduler, timestep_spacing: trailing}"
@@ -304,9 +306,9 @@ def test_a_setting_that_only_one_run_has_is_a_difference(tmp_path: Path) -> None
 
 
 def test_more_than_eight_lines_still_look_different() -> None:
-    looks = [look(i) for i in range(3 * len(LOOKS))]
-    assert len({(style.light, style.dash, style.marker) for style in looks}) == len(looks)
-    assert all(math.isfinite(int(style.light[1:], 16)) for style in looks)
+    styles = [line_style(i) for i in range(3 * len(LINE_STYLES))]
+    assert len({(style.light, style.dash, style.marker) for style in styles}) == len(styles)
+    assert all(math.isfinite(int(style.light[1:], 16)) for style in styles)
 
 
 def test_prompts_not_trained_on_have_a_table_of_their_own(tmp_path: Path) -> None:
@@ -316,19 +318,19 @@ def test_prompts_not_trained_on_have_a_table_of_their_own(tmp_path: Path) -> Non
 
 
 def test_areas_end_where_the_first_curve_does(tmp_path: Path) -> None:
-    """A curve ends at the last epoch at which all its runs were evaluated, here 1, and is not drawn out from there."""
+    """A curve ends at the last epoch at which all its runs were evaluated, here 1, and is not extended beyond."""
     runs = [
         write_run(tmp_path / "a", {1: [0.2, 0.3, 0.5, 0.9]}, seed=42),
         write_run(tmp_path / "b", {1: [0.2, 0.4, 0.9]}, seed=43),
     ]
     (runs[0] / "evaluation" / "epoch_0002.json").unlink()
-    comparison = comparable(group_directories([f"a={run}" for run in runs]))
-    found = area(comparison, comparison.groups[0], "aesthetic")
+    comparison = make_comparison(group_directories([f"a={run}" for run in runs]))
+    found = areas(comparison, comparison.groups[0], "aesthetic")
     assert found == pytest.approx(np.array([[0.25, 0.25], [0.3, 0.3]]))
 
 
 def test_a_run_that_a_rule_stopped_is_finished_and_said_to_be_stopped(tmp_path: Path) -> None:
-    """Its result is an earlier epoch, whose evaluation and pictures count."""
+    """The evaluation and pictures of its result, an earlier epoch, are compared."""
     (tmp_path / "variants.yaml").write_text("")
     rule = "stop_when=[{metric: eval_gain, below: 0}]"
     run = plan(tmp_path, "sdpo", overrides=("epochs=9", rule))[0]
@@ -344,7 +346,7 @@ def test_a_run_that_a_rule_stopped_is_finished_and_said_to_be_stopped(tmp_path: 
 
 
 def test_what_is_to_be_reached_is_the_result(tmp_path: Path) -> None:
-    """Here the results of ddpo's runs are 0.6 after 100 samples, where a rule stopped it, and 0.8 after 300."""
+    """The results of ddpo's runs are 0.6 after 100 samples, where a rule stopped it, and 0.8 after 300."""
     words = [
         write_run(tmp_path / "a", {1: [0.2, 0.6, 0.1]}, seed=42, algorithm="ddpo", epochs=3),
         write_run(tmp_path / "b", {1: [0.2, 0.4, 0.6, 0.8]}, seed=43, algorithm="ddpo", epochs=3),
@@ -355,12 +357,12 @@ def test_what_is_to_be_reached_is_the_result(tmp_path: Path) -> None:
     found = cells(result, "Samples to reach ddpo's final aesthetic")
     assert found["sdpo"][0] == "150 (75%)"  # 0.7, half-way from 0.5 to 0.9; of (100 + 300) / 2 samples
     assert found["ddpo"][0] == "not reached"  # its mean curve is 0.2, 0.5, 0.35
-    grid = next(g for g in result.tables if g.title.startswith("Samples to reach"))
-    assert grid.about.endswith("the share of the 200 samples of that result")
+    table = next(t for t in result.tables if t.title.startswith("Samples to reach"))
+    assert table.about.endswith("the share of the 200 samples of that result")
 
 
 def test_lost_costs(sdpo: Run, tmp_path: Path) -> None:
-    """Those of an evaluation between leave it out of the curves; without those of the result nothing can be said."""
+    """An evaluation without costs is left out of the curves; a result without costs is rejected."""
     for name, epoch in (("between", 1), ("last", 2)):
         run = write_run(tmp_path / name, FLAT, algorithm="ddpo")
         file = run / "evaluation" / f"epoch_{epoch:04d}.json"
@@ -368,8 +370,8 @@ def test_lost_costs(sdpo: Run, tmp_path: Path) -> None:
         del record["images"], record["seconds"]
         file.write_text(json.dumps(record))
         (run / "metrics.jsonl").unlink()
-    comparison = comparable(group_directories([str(tmp_path / "between")]))
-    assert curve(comparison, comparison.groups[0], "aesthetic", 1).epochs == [0, 2]
+    comparison = make_comparison(group_directories([str(tmp_path / "between")]))
+    assert group_curve(comparison, comparison.groups[0], "aesthetic", 1).epochs == [0, 2]
     refused = sdpo("compare", "last")
     assert refused.returncode == 2 and "last does not say what it spent (samples, time)" in refused.stderr
     assert "epoch 2 in metrics.jsonl" in refused.stderr
@@ -384,7 +386,7 @@ def test_evaluations_of_other_prompts_are_said(tmp_path: Path) -> None:
 
 
 def test_values_of_variants_arrive_as_they_are(tmp_path: Path) -> None:
-    """As overrides they are YAML on one line, whatever YAML takes for a line break."""
+    """Overrides are YAML on one line, also if the text holds characters that YAML reads as line breaks."""
     prompts = ["a cat\u2028and a dog", "a\x85b: c, d", "long " * 100]
     variant = {"mine": {"algorithm": {}, "prompts": {"train": prompts}}}
     (tmp_path / "variants.yaml").write_text(yaml.safe_dump(variant), encoding="utf-8")
@@ -392,7 +394,7 @@ def test_values_of_variants_arrive_as_they_are(tmp_path: Path) -> None:
 
 
 def test_the_terminal_shows_texts_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    grid = Grid("t[b]", "about", ["1 step"], [("[red]name", [Cell("0.5", "± 0.1", best=True)])])
-    Console(highlight=False, markup=False, width=80).print(terminal(grid))
+    table = ComparisonTable("t[b]", "about", ["1 step"], [("[red]name", [Cell("0.5", "± 0.1", best=True)])])
+    Console(highlight=False, markup=False, width=80).print(rich_table(table))
     shown = capsys.readouterr().out
     assert "[red]name" in shown and "0.5 ± 0.1" in shown and "[bold]" not in shown and "t[b]" in shown

@@ -1,4 +1,4 @@
-"""What docs/results says follows from the numbers that lie there, and its commands mean those runs."""
+"""The tables of docs/results follow from the runs that are kept there, and its commands describe those runs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ NAMES = list(dict.fromkeys(name for names, *_ in COMPARED.values() for name in n
 SEEDS = (42, 43, 44)
 
 
-def grid() -> list[str]:
-    """Names with learning rates, as the script's loops make them."""
+def names_with_rates() -> list[str]:
+    """Return the names with learning rates that the script's loops make."""
     names, rates = re.findall(r"for (?:name|rate) in ([^;]*); do", SCRIPT)
     return [f"{name}-{rate}" for name in names.split() for rate in rates.split()]
 
@@ -29,12 +29,14 @@ def test_the_script_makes_what_is_kept() -> None:
     folders = {path.parent.name for path in RESULTS.glob("*/comparison.md")}
     assert folders == {*COMPARED, "learning-rates"}
     assert {path.name for path in (RESULTS / "runs").iterdir()} == {f"{n}-seed{s}" for n in NAMES for s in SEEDS}
-    assert {path.name for path in (RESULTS / "learning-rates" / "runs").iterdir()} == {f"{n}-seed41" for n in grid()}
+    assert {path.name for path in (RESULTS / "learning-rates" / "runs").iterdir()} == {
+        f"{n}-seed41" for n in names_with_rates()
+    }
 
 
 @pytest.mark.parametrize("folder", [*COMPARED, "learning-rates"])
 def test_the_tables_follow_from_the_runs(tmp_path: Path, folder: str) -> None:
-    names, *option = COMPARED.get(folder, [",".join(grid())])
+    names, *option = COMPARED.get(folder, [",".join(names_with_rates())])
     runs, seeds = (RESULTS / "runs", SEEDS) if folder in COMPARED else (RESULTS / folder / "runs", (41,))
     words = [f"{name}={runs / f'{name}-seed{seed}'}" for seed in seeds for name in names.split(",")]
     compare_directories(words, tmp_path, reach=option[1] if option else None)
@@ -43,7 +45,7 @@ def test_the_tables_follow_from_the_runs(tmp_path: Path, folder: str) -> None:
 
 
 def test_the_readme_quotes_the_tables() -> None:
-    """Rows of its tables hold the final rewards of the table that the header links, in order."""
+    """The rows of each table hold the final rewards of the table that its header links, in order."""
     text, checked = (RESULTS / "README.md").read_text(), 0
     for folder, body in re.findall(r"^\| \[([\w-]+)\]\([^\n]*\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.M):
         table = (RESULTS / folder / "comparison.md").read_text().split("\n## ")[1]
@@ -56,20 +58,20 @@ def test_the_readme_quotes_the_tables() -> None:
 
 
 def numbers(row: str) -> list[str]:
-    """Of a row: one decimal each, as rewards have; learning rates, samples and percentages have none."""
+    """Return a row's rewards, which have one decimal; learning rates, samples and percentages have none."""
     return re.findall(r"\d+\.\d(?!\d|e)", row.split("|", 2)[2])
 
 
 def test_the_commands_mean_these_runs(tmp_path: Path) -> None:
-    """Every run that the script would train has the settings of the one that is kept, and counts as finished."""
+    """Every run that the script would train has the settings of the run that is kept, and counts as finished."""
     shutil.copytree(RESULTS / "runs", tmp_path / "runs")
     shutil.copytree(RESULTS / "learning-rates" / "runs", tmp_path / "learning-rates" / "runs")
     common = ["rewards={colorfulness: 1.0}", *re.search('common="(.*)"', SCRIPT)[1].split()]  # type: ignore[index]
     rates, compared = (re.findall(r"evaluate\.[\w.]+=\d+", part) for part in SCRIPT.split("# 2."))
     planned = plan_runs("emoji", [*common, *compared], NAMES, 3, 42, tmp_path, RESULTS / "settings.yaml")
     file = RESULTS / "learning-rates.yaml"
-    planned += plan_runs("emoji", [*common, *rates], grid(), 1, 41, tmp_path / "learning-rates", file)
-    assert len(planned) == 3 * len(NAMES) + len(grid())
+    planned += plan_runs("emoji", [*common, *rates], names_with_rates(), 1, 41, tmp_path / "learning-rates", file)
+    assert len(planned) == 3 * len(NAMES) + len(names_with_rates())
     assert [run.name for run in planned if not run.finished()] == []
     quoted = (RESULTS / "README.md").read_text()
     assert all(setting in quoted for setting in [*common, *compared]), "README's own command"

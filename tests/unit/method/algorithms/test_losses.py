@@ -170,7 +170,7 @@ def test_pairs_of_branches() -> None:
 def test_a_gradient_step_prefers_the_better_branch(name: str) -> None:
     """The first-order property that all share: on policy, descent raises the better branch over the worse one."""
     algorithm = ALGORITHMS[name](branches=2)
-    if algorithm.unit == "step":
+    if not algorithm.takes_trajectories:
         batch: Any = step_batch([[0.0, 0.0]], [[1.0, -1.0]])
         direction = -gradient(algorithm.loss(batch), batch)
     else:

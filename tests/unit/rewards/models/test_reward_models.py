@@ -85,7 +85,6 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.filterwarnings("ignore:hpsv2. ftfy")
 @pytest.mark.parametrize("mode", ["official", "sdpo"])
 @pytest.mark.parametrize("resize", ["float", "pil"])
 def test_a_batch_scores_like_its_images_one_by_one(name: str, mode: str, resize: str) -> None:

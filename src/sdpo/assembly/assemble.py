@@ -151,7 +151,7 @@ def _trainable_backbone(
 ) -> PipelineBackbone:
     """Load the model, make its trained weights trainable, and shard it where the launch asks for that."""
     device = processes.device
-    splits_weights = isinstance(sharding, launch.FSDP2)
+    splits_weights = sharding is not None and sharding.shards_weights
     place = torch.device("cpu") if splits_weights else device
     backbone = load_model(config, device, given.pipeline, place)
     make_trainable(backbone, config, splits_weights)

@@ -1,0 +1,88 @@
+"""The tables that commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.table import Table
+
+from sdpo.system.units import gigabytes
+
+if TYPE_CHECKING:
+    from sdpo.commands.bench import Measured
+
+
+def evaluation_table(result: Mapping[str, Any]) -> Table:
+    """Tabulate the mean rewards at each number of steps: the base model's, and the tuned model's if there is one.
+
+    Args:
+        result: the result of `evaluate_target`.
+    """
+    tuned = "after" in result
+    table = Table(title=f"{len(result['prompts'])} images a step count")
+    for column in ["reward", "steps", "base", *(["tuned", "paired gain"] if tuned else [])]:
+        table.add_column(column, justify="left" if column == "reward" else "right")
+    for name, by_steps in result["summary"].items():
+        for steps, row in by_steps.items():
+            cells = [name, steps, f"{row['base']:.4f}"]
+            if tuned:
+                error = row["standard_error"]
+                cells += [
+                    f"{row['tuned']:.4f}",
+                    f"{row['gain']:+.4f}" + (f" ± {error:.4f}" if error is not None else ""),
+                ]
+            table.add_row(*cells)
+    return table
+
+
+def score_table(rows: Sequence[Mapping[str, Any]], rewards: Sequence[str]) -> Table:
+    """Tabulate the scores of image files.
+
+    Args:
+        rows: the result of `score_files`.
+        rewards: the names of the rewards.
+    """
+    table = Table()
+    for column in ("image", "prompt", *rewards):
+        table.add_column(column, justify="left" if column in ("image", "prompt") else "right", overflow="fold")
+    for row in rows:
+        table.add_row(row["image"], row["prompt"], *(f"{row[name]:.4f}" for name in rewards))
+    return table
+
+
+def bench_tables(measured: Measured) -> Group:
+    """Tabulate the time of an epoch, and the time of the bare network for the same evaluations."""
+    line = (
+        f"epoch / limit: {measured.ratio:.3f} (median; each: {', '.join(f'{r:.3f}' for r in measured.ratios)})\n"
+        f"{measured.samples_per_second:.1f} trajectories a second; peak memory {gigabytes(measured.peak_bytes)}; "
+        f"encoding all prompts, once a run: {measured.encode:.3f} s"
+    )
+    return Group(_epoch_table(measured), _limit_table(measured), line)
+
+
+def _epoch_table(measured: Measured) -> Table:
+    table = Table(title=f"an epoch on {measured.device}, medians of {measured.repetitions}")
+    for column in ("phase", "seconds", "share"):
+        table.add_column(column, justify="left" if column == "phase" else "right")
+    for name, seconds in measured.phases.items():
+        table.add_row(name, f"{seconds:.3f}", f"{seconds / measured.epoch:.1%}")
+    table.add_row("epoch", f"{measured.epoch:.3f}", "", style="bold")
+    return table
+
+
+def _limit_table(measured: Measured) -> Table:
+    count, bare, batch = measured.evaluations, measured.bare, measured.batch
+    table = Table(title="the bare network, for the same evaluations")
+    for column in ("", "number", "batch", "ms each", "seconds"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, kind, label in (("forward", "sample", "forward"), ("backward", "update", "forward + backward")):
+        for where, size, condition in (("same", batch[kind], "as in the run"), ("best", batch[name], "at its best")):
+            each = bare[f"{name}_{where}"]
+            cells = (str(count[name]), str(size), f"{1e3 * each:.2f}", f"{each * count[name]:.3f}")
+            table.add_row(f"{label}, {condition}", *cells)
+    for name in ("decode", "reward"):
+        table.add_row(name, "", "", "", f"{bare[name]:.3f}")
+    table.add_row("limit (at its best)", "", "", "", f"{measured.limit:.3f}", style="bold")
+    return table

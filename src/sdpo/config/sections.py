@@ -1,0 +1,252 @@
+"""The sections of a configuration: each setting with its type, its range and its default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+
+from sdpo.config.named import LARGEST, validate_named
+from sdpo.method.advantages import NORMALIZERS, BufferedNormalizer, Normalizer
+
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+MicroBatch = Literal["auto"] | Positive
+
+
+class Section(BaseModel):
+    """A part of a configuration: unknown keys, NaN and infinity are rejected."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+NO_IMPORTS = {"imports": False}
+"""The validation context in which no class is imported that a configuration names; such settings are not checked."""
+
+
+def imports_classes(info: ValidationInfo) -> bool:
+    """Whether a validation may import the classes that a configuration names."""
+    return info.context != NO_IMPORTS
+
+
+class FuseLoraConfig(Section):
+    """A LoRA that is merged into the base weights: a file, or a folder or hub name with the file's name."""
+
+    path: str
+    scale: float = 1.0
+    weight_name: str | None = None
+
+
+class ModelConfig(Section):
+    """The model, the precision of its frozen weights, and how its network runs.
+
+    `scheduler`: `name` of a diffusers scheduler, and settings, that replace the model's own. `fuse_lora`: a LoRA that
+    is merged before training, such as one that makes a few-step model; the trained LoRA is added on top.
+    `text_encoders`: where the text encoders go once all prompts are encoded. `quantize`: the frozen network's linear
+    layers in 8 or 4 bits while a LoRA is trained; the LoRA is used with the unquantised model. `compile`: torch.compile
+    of the network's blocks. `tf32`: float32 products in TF32, on GPUs that have it.
+    """
+
+    path: str = "emoji"
+    revision: str = "main"
+    variant: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    height: Positive | None = None
+    width: Positive | None = None
+    scheduler: dict[str, Any] | None = None
+    fuse_lora: FuseLoraConfig | None = None
+    text_encoders: Literal["keep", "cpu", "free"] = "keep"
+    quantize: Literal["int8", "nf4"] | None = None
+    compile: bool = False
+    tf32: bool = False
+
+
+class LoraConfig(Section):
+    """Rank, alpha, suffixes of the adapted modules (null: the attention layers), and a LoRA to start from."""
+
+    rank: Positive = 4
+    alpha: Annotated[float, Field(gt=0)] = 4
+    targets: list[str] | None = None
+    path: str | None = None
+
+
+class PromptsConfig(Section):
+    """Training and unseen prompts: a named set, a .txt or .jsonl file, or a list."""
+
+    train: str | list[str] | list[dict[str, Any]] = "simple_animals"
+    unseen: str | list[str] | list[dict[str, Any]] | None = None
+
+
+def _plain_normalizer(value: Any, info: ValidationInfo) -> Any:
+    if not imports_classes(info) or (isinstance(value, str) and value in NORMALIZERS):
+        return value  # the fields of the package's own normalisers are settings of the section
+    return validate_named(value, NORMALIZERS, Normalizer, "normaliser").plain  # type: ignore[type-abstract]
+
+
+NormalizerValue = Annotated[str | dict[str, Any], BeforeValidator(_plain_normalizer)]
+
+
+class AdvantageConfig(Section):
+    """How returns become advantages.
+
+    `normalizer`: `stepwise` is the published one; `prompt` pools a prompt's steps; `pair` divides by the standard
+    deviation of the differences between branches; `group` by that of each group's branches, and is part of the
+    algorithm grpo. Your own: a dotted path. `buffer_size` and `min_count` are the settings of `stepwise` and `prompt`.
+    """
+
+    normalizer: NormalizerValue = "stepwise"
+    buffer_size: Positive = BufferedNormalizer.buffer_size
+    min_count: Positive = BufferedNormalizer.min_count
+
+    @model_validator(mode="before")
+    @classmethod
+    def _built_in_fields_are_settings(cls, data: Any) -> Any:
+        """`{name: stepwise, buffer_size: 8}` sets `buffer_size` of this section."""
+        if isinstance(data, Mapping) and isinstance(given := data.get("normalizer"), Mapping):
+            if isinstance(name := given.get("name"), str) and name in NORMALIZERS:
+                return {**data, **{key: value for key, value in given.items() if key != "name"}, "normalizer": name}
+        return data
+
+    @model_validator(mode="after")
+    def _counts_can_be_reached(self) -> AdvantageConfig:
+        if self.min_count > self.buffer_size:
+            raise ValueError(
+                f"min_count ({self.min_count}) is more than the {self.buffer_size} entries that buffer_size keeps, so "
+                "that no prompt would ever have its own statistics; lower min_count or raise buffer_size"
+            )
+        return self
+
+
+class SampleConfig(Section):
+    """The trajectories of an epoch; the numbers count over all processes.
+
+    `micro_batch`: groups per network call of one process; affects speed and memory only. In half precision set it to
+    the same value as `train.micro_batch`. `noise_form`: how a flow model's steps get their noise, and `eta`: the level
+    of that noise, both defined in `method/denoisers/flow.py`. `shared_noise`: whether the branches of a group begin at
+    the same latent. `share_first_step`: evaluate the network once for all branches of a group at the first step, where
+    their latents are the same, in sampling and in the update; `auto` does so where not even rounding changes.
+    """
+
+    num_steps: Positive = 50
+    prompts_per_epoch: Annotated[int, Field(ge=1, le=10**6)] = 128
+    guidance_scale: Annotated[float, Field(ge=1)] = 1.0
+    eta: Fraction = 1.0
+    noise_form: Literal["preserving", "flow_grpo"] = "preserving"
+    micro_batch: MicroBatch = "auto"
+    shared_noise: bool = True
+    share_first_step: Literal["auto"] | bool = "auto"
+
+    @model_validator(mode="after")
+    def _a_shared_step_begins_at_a_shared_latent(self) -> SampleConfig:
+        if self.share_first_step is True and not self.shared_noise:
+            raise ValueError("share_first_step=true needs shared_noise=true: the branches begin at different latents")
+        return self
+
+
+class TrainConfig(Section):
+    """The update; `batch_size` counts the groups of an optimizer step over all processes.
+
+    `first_steps`: the number of steps of each trajectory that are trained, from the noisiest on (null: all). At later
+    steps σ is small, and the log-probability's gradient, which grows as 1/σ, is mostly noise.
+
+    `on_nonfinite`: `stop` ends the run where a loss, gradient or log-probability is NaN or infinite; `skip` leaves out
+    that optimizer step and counts it in `train/skipped_steps`.
+    """
+
+    batch_size: Positive = 64
+    micro_batch: MicroBatch = "auto"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: Count = 0
+    inner_epochs: Positive = 1
+    timestep_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    first_steps: Positive | None = None
+    step_shuffle: bool = True
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    gradient_checkpointing: bool = False
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    kl_weight: Annotated[float, Field(ge=0)] = 0.0
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+
+    @model_validator(mode="after")
+    def _can_skip(self) -> TrainConfig:
+        if self.on_nonfinite == "skip" and self.optimizer != "adamw":
+            raise ValueError(f"on_nonfinite=skip needs optimizer=adamw: {self.optimizer} cannot skip a step")
+        return self
+
+
+class EvaluateConfig(Section):
+    """Evaluation on fixed seeds: before training, every `every` epochs (0: never in between), and after training.
+
+    `images_per_prompt`: images before and after training. `images_per_prompt_between`: images in between (null: as
+    many). `held_out`: rewards that are measured and not trained on. `judge`: a reward that is 1 where an image shows
+    what its prompt names, else 0.
+    """
+
+    every: Count = 10
+    steps: Annotated[list[Positive], Field(min_length=1)] = [1, 2, 4, 8]
+    images_per_prompt: Positive = 2
+    images_per_prompt_between: Positive | None = None
+    judge: str | None = None
+    held_out: list[str] = []
+
+    @property
+    def observers(self) -> list[str]:
+        """Rewards that are measured in evaluations only."""
+        return list(dict.fromkeys([*self.held_out, *([self.judge] if self.judge else [])]))
+
+    @property
+    def monitored(self) -> int:
+        """Images per prompt that every evaluation draws, so that monitors always see the same images."""
+        return min(self.images_per_prompt, self.images_per_prompt_between or self.images_per_prompt)
+
+
+class StopRule(Section):
+    """A rule that ends the run when a metric is below or above a bound in `patience` evaluations in a row.
+
+    With `relative_to: base` the bound is a factor of the base model's value.
+    """
+
+    metric: str
+    below: float | None = None
+    above: float | None = None
+    relative_to: Literal["base"] | None = None
+    patience: Positive = 1
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> StopRule:
+        if (self.below is None) == (self.above is None):
+            raise ValueError(f"a rule on {self.metric} needs one bound: set below or above")
+        return self
+
+
+class ScoringConfig(Section):
+    """How images are scored.
+
+    `decode_batch`: images per decoder call. `batch_size`: images per reward call. `device`: the device of the reward
+    models. `offload`: keep reward models on the CPU while the denoising network is trained. `timeout`: seconds that one
+    call of a reward may take before the run ends (null: no limit).
+    """
+
+    decode_batch: MicroBatch = "auto"
+    batch_size: Positive = 64
+    device: str = "auto"
+    offload: bool = False
+    timeout: Annotated[float, Field(gt=0)] | None = 1800.0
+
+
+class CheckpointConfig(Section):
+    """A checkpoint every `every` epochs; the newest `keep_last` and the `keep_best` best evaluated ones are kept.
+
+    With `stop_when` there is also a checkpoint at each evaluation at which no rule holds.
+    """
+
+    every: Positive = 1
+    keep_last: Positive = 3
+    keep_best: Count = 1

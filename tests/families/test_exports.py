@@ -136,7 +136,7 @@ def test_averaged_and_raw_weights_and_earlier_epochs(sdpo: Run, tmp_path: Path, 
     assert "not of exactly the ones exported here" in (tmp_path / "raw" / "README.md").read_text()
     drawn(tmp_path / "raw1")
 
-    assert "it has those of the epochs 1, 2" in sdpo("export", "run", "--to", "merged", "--epoch", "7").stderr
+    assert "the run keeps those of epoch 1, 2" in sdpo("export", "run", "--to", "merged", "--epoch", "7").stderr
 
 
 def same_weights(folder: Path, checkpoint: Path) -> bool:
@@ -161,7 +161,8 @@ def test_the_result_of_a_run_that_a_rule_ended(sdpo: Run, tmp_path: Path, tiny_p
         assert f"Weights: {words}" in card and "sampling steps, 1 epoch," in card
     shutil.rmtree(run / "checkpoints" / "1")
     refused = sdpo("export", "run", "--to", "diffusers", "--weights", "raw", "-o", "gone")
-    assert refused.returncode == 2 and "needs the checkpoint of epoch 1, but it has those of the epochs 2" in refused.stderr
+    assert refused.returncode == 2
+    assert "needs the checkpoint of epoch 1, but the run keeps those of epoch 2" in refused.stderr
 
 
 def test_a_result_older_than_the_last_epoch_is_named_by_its_epoch(

@@ -11,7 +11,7 @@ from rich.table import Table
 from sdpo.system.units import gigabytes
 
 if TYPE_CHECKING:
-    from sdpo.commands.bench import Measured
+    from sdpo.commands.bench import BenchResult
 
 
 def evaluation_table(result: Mapping[str, Any]) -> Table:
@@ -52,7 +52,7 @@ def score_table(rows: Sequence[Mapping[str, Any]], rewards: Sequence[str]) -> Ta
     return table
 
 
-def bench_tables(measured: Measured) -> Group:
+def bench_tables(measured: BenchResult) -> Group:
     """Tabulate the time of an epoch, and the time of the bare network for the same evaluations."""
     line = (
         f"epoch / limit: {measured.ratio:.3f} (median; each: {', '.join(f'{r:.3f}' for r in measured.ratios)})\n"
@@ -62,7 +62,7 @@ def bench_tables(measured: Measured) -> Group:
     return Group(_epoch_table(measured), _limit_table(measured), line)
 
 
-def _epoch_table(measured: Measured) -> Table:
+def _epoch_table(measured: BenchResult) -> Table:
     table = Table(title=f"an epoch on {measured.device}, medians of {measured.repetitions}")
     for column in ("phase", "seconds", "share"):
         table.add_column(column, justify="left" if column == "phase" else "right")
@@ -72,7 +72,7 @@ def _epoch_table(measured: Measured) -> Table:
     return table
 
 
-def _limit_table(measured: Measured) -> Table:
+def _limit_table(measured: BenchResult) -> Table:
     count, bare, batch = measured.evaluations, measured.bare, measured.batch
     table = Table(title="the bare network, for the same evaluations")
     for column in ("", "number", "batch", "ms each", "seconds"):

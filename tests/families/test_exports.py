@@ -20,7 +20,7 @@ from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
-from sdpo.commands.export import _new_folder
+from sdpo.commands.export.folder import new_folder
 
 GUIDANCE = {"SanaSprintPipeline": 4.5, "LatentConsistencyModelPipeline": 2.0}
 LORA = "pytorch_lora_weights.safetensors"
@@ -136,7 +136,7 @@ def test_averaged_and_raw_weights_and_earlier_epochs(sdpo: Run, tmp_path: Path, 
     assert "not of exactly the ones exported here" in (tmp_path / "raw" / "README.md").read_text()
     drawn(tmp_path / "raw1")
 
-    assert "there are those of 1, 2" in sdpo("export", "run", "--to", "merged", "--epoch", "7").stderr
+    assert "the run keeps those of epoch 1, 2" in sdpo("export", "run", "--to", "merged", "--epoch", "7").stderr
 
 
 def same_weights(folder: Path, checkpoint: Path) -> bool:
@@ -161,7 +161,8 @@ def test_the_result_of_a_run_that_a_rule_ended(sdpo: Run, tmp_path: Path, tiny_p
         assert f"Weights: {words}" in card and "sampling steps, 1 epoch," in card
     shutil.rmtree(run / "checkpoints" / "1")
     refused = sdpo("export", "run", "--to", "diffusers", "--weights", "raw", "-o", "gone")
-    assert refused.returncode == 2 and "epoch 1 needs its checkpoint, but there are those of 2" in refused.stderr
+    assert refused.returncode == 2
+    assert "needs the checkpoint of epoch 1, but the run keeps those of epoch 2" in refused.stderr
 
 
 def test_a_result_older_than_the_last_epoch_is_named_by_its_epoch(
@@ -180,7 +181,7 @@ def test_a_result_older_than_the_last_epoch_is_named_by_its_epoch(
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Weights: those after epoch 1." in card and "sampling steps, 1 epoch," in card
     said = succeeded(sdpo("sample", "run", "cat")).stderr
-    assert "went on to epoch 2, its result is that of epoch 1" in said
+    assert "has trained to epoch 2; its result is that of epoch 1" in said
     (run / "lora" / "result.json").write_text('{"epoch": "')
     refused = sdpo("sample", "run", "cat")
     assert refused.returncode == 2 and "result.json is damaged" in refused.stderr
@@ -251,7 +252,7 @@ def test_an_export_that_is_killed_leaves_the_earlier_one(
         patch.setattr(Path, "rename", kill)
         patch.setattr(Path, "replace", kill)
         sdpo(*command)
-    with _new_folder(tmp_path / "out"):
+    with new_folder(tmp_path / "out"):
         assert {p.name for p in (tmp_path / "out").iterdir()} == names
         assert (tmp_path / "out" / "README.md").read_text() == "the earlier one"
     assert {p.name for p in tmp_path.iterdir()} == {"run", "out", "out.old"}

@@ -1,1 +1,1 @@
-"""What the command line does besides training, one file a command."""
+"""The commands besides training, in a file or a folder each."""

@@ -44,7 +44,7 @@ class EpochImages:
 
 
 def _draw(trainer: Trainer, queries: int) -> tuple[Tensor, list[Prompt]]:
-    """Sample the groups of the next epoch; returns N latents that its reward plan asks for, and their prompts."""
+    """Sample the next epoch's groups; returns N of the latents that its reward plan asks for, and their prompts."""
     parts, epoch = trainer.parts, trainer.session.epoch + 1
     prompts, indices = parts.batches.deal(epoch)
     sampled = parts.rollout(prompts, indices, epoch, trainer.session.micro_batches.sample)

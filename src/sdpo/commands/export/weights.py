@@ -93,7 +93,7 @@ def _load_checkpoint(run: RunDirectory, epoch: int | None) -> Checkpoint:
     store = CheckpointStore(run.checkpoints)
     kept = store.epochs()
     if not kept or (epoch is not None and epoch not in kept):
-        there = f"it has those of the epochs {', '.join(map(str, kept))}" if kept else "it has none"
+        there = f"the run keeps those of epoch {', '.join(map(str, kept))}" if kept else "the run keeps none"
         wanted = "a checkpoint" if epoch is None else f"the checkpoint of epoch {epoch}"
         raise UserError(
             f"{run.path}: the export needs {wanted}, but {there}; checkpoint.keep_last and checkpoint.every set which "

@@ -10,7 +10,7 @@ import torch
 
 from sdpo import Config, Trainer
 from sdpo.loop import rollout as sampler
-from sdpo.loop.policy_update import Updater
+from sdpo.loop.policy_update import PolicyUpdate
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -29,7 +29,7 @@ def test_the_step_loops_do_not_wait_for_the_device(
     tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = Trainer(config(tiny_pipeline, tmp_path / "run"))
-    walk, accumulate = sampler._walk, Updater._accumulate
+    walk, accumulate = sampler._walk, PolicyUpdate._accumulate
 
     def strict(function: Any) -> Any:
         torch.cuda.set_sync_debug_mode("error")
@@ -45,7 +45,7 @@ def test_the_step_loops_do_not_wait_for_the_device(
 
     trainer.train_epoch()  # kernels are chosen and compiled
     monkeypatch.setattr(sampler, "_walk", watched_walk)
-    monkeypatch.setattr(Updater, "_accumulate", lambda *arguments: strict(lambda: accumulate(*arguments)))
+    monkeypatch.setattr(PolicyUpdate, "_accumulate", lambda *arguments: strict(lambda: accumulate(*arguments)))
     trainer.train_epoch()
 
 

@@ -57,7 +57,7 @@ def test_every_algorithm_interrupted_and_repeated(
     calls, train_epoch = [], Trainer.train_epoch
 
     def stopped(trainer: Trainer) -> dict[str, Any]:
-        calls.append(trainer.epoch)
+        calls.append(trainer.session.epoch)
         if len(calls) == 4:  # within the second run
             raise KeyboardInterrupt
         return train_epoch(trainer)
@@ -91,7 +91,7 @@ def test_a_failing_run_costs_no_other(
     train = Trainer.train
 
     def crash(trainer: Trainer) -> Path:
-        if trainer.prompts[0].text == "explode":
+        if trainer.parts.prompts[0].text == "explode":
             raise RuntimeError("a fault of the program")
         return train(trainer)
 

@@ -99,14 +99,14 @@ def test_buffer_that_never_reaches_its_count(sdpo: Run, command: list[str]) -> N
     failed(sdpo(*command, "advantage={buffer_size: 8, min_count: 16}"), "min_count (16)")
 
 
-@pytest.mark.parametrize("place", ["sdpo.run.metrics.MetricsFile.append", "sdpo.trainer.write_evaluation"])
+@pytest.mark.parametrize("place", ["sdpo.run.metrics.MetricsFile.append", "sdpo.session.write_evaluation"])
 def test_a_full_disk(sdpo: Run, command: list[str], monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(place, full)
-        failed(sdpo(*command), "No space left", "repeat the command")
+        failed(sdpo(*command), "No space left", "rerun the command")
     assert sdpo(*command).returncode == 0
 
 
@@ -116,7 +116,7 @@ def test_memory_that_runs_out_names_what_to_turn(
     def out_of_memory(*arguments: object) -> None:
         raise torch.OutOfMemoryError("tried to allocate 3 GiB")
 
-    monkeypatch.setattr("sdpo.loop.policy_update.Updater.run", out_of_memory)
+    monkeypatch.setattr("sdpo.loop.policy_update.PolicyUpdate.run", out_of_memory)
     failed(sdpo(*command), "3 GiB", "train.micro_batch", "scoring.offload")
 
 
@@ -257,10 +257,10 @@ def test_a_pipeline_in_half_precision_trains(
 ) -> None:
     trainer = Trainer(settings(tmp_path / "run", lora=lora), pipeline=own(tiny_pipeline, dtype))
     assert trainer.config.model.dtype == str(dtype).removeprefix("torch.")
-    assert all(p.dtype == torch.float32 for p in trainer.backbone.trainable_parameters().values())
-    before = {n: p.detach().clone() for n, p in trainer.backbone.trainable_parameters().items()}
+    assert all(p.dtype == torch.float32 for p in trainer.parts.backbone.trainable_parameters().values())
+    before = {n: p.detach().clone() for n, p in trainer.parts.backbone.trainable_parameters().items()}
     trainer.train()
-    after = trainer.backbone.trainable_parameters()
+    after = trainer.parts.backbone.trainable_parameters()
     assert any(not torch.equal(before[n], after[n]) for n in before)
 
 
@@ -274,7 +274,7 @@ def test_the_weights_of_a_run_must_fit_the_model(sdpo: Run, tmp_path: Path, tiny
 def test_the_base_model_is_the_one_without_what_was_trained(tiny_pipeline: Path, tmp_path: Path) -> None:
     for lora in ({"rank": 2, "targets": None}, None):
         trainer = Trainer(settings(tmp_path / str(lora), lora=lora), pipeline=own(tiny_pipeline, torch.float32))
-        backbone = trainer.backbone
+        backbone = trainer.parts.backbone
         x, t = torch.randn(1, *backbone.latent_shape), torch.tensor([500])
         with torch.no_grad():
             base = backbone.network(x, t, backbone.encode(["cat"]))

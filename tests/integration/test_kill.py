@@ -97,7 +97,7 @@ def test_a_signal_saves_the_last_epoch_that_ended(
         assert process.exitcode == (code if name == "parts" else 0), log.read_text()
     saved = CheckpointStore(tmp_path / "parts" / "checkpoints").epochs()
     assert saved in ([2], [3], [4]), "2: the signal came between the third row and what comes after it"
-    assert f"goes on after epoch {saved[0]}" in log.read_text()
+    assert f"rerun the same command to resume after epoch {saved[0]}" in log.read_text()
     assert "Traceback" not in log.read_text()
     process = forked.start(main, command, log=log)  # with as many threads as before
     process.join(60)

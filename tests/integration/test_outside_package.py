@@ -1,4 +1,4 @@
-"""An algorithm, a credit rule, a reward plan and a normaliser that live outside the package, through real commands."""
+"""An algorithm, a credit rule, a plan, a normaliser and a callback outside the package, through real commands."""
 
 from __future__ import annotations
 
@@ -36,6 +36,17 @@ class Fatal(NextSteps):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(dense, discount)
 """
+BREAKS = """
+from dataclasses import dataclass
+from sdpo import Callback
+
+@dataclass(frozen=True)
+class Breaks(Callback):
+    at: int
+    def on_epoch_end(self, state):
+        if state.epoch == self.at:
+            raise OSError("no line to the office")
+"""
 SETTINGS: dict[str, Any] = dict(
     epochs=4,
     algorithm={
@@ -47,17 +58,25 @@ SETTINGS: dict[str, Any] = dict(
     },
     advantage={"normalizer": {"name": "own_algorithm:RunningMoments", "decay": 0.5}},
     sample={"num_steps": 3, "prompts_per_epoch": 8},
+    callbacks=["own_callback:Notes"],
 )
 
 
 @pytest.fixture
 def folder(sdpo: Run, tmp_path: Path) -> Iterator[Path]:
     """The working directory, with the user's modules."""
-    shutil.copy(REPOSITORY / "examples" / "own_algorithm.py", tmp_path)
+    for name in ("own_algorithm.py", "own_callback.py"):
+        shutil.copy(REPOSITORY / "examples" / name, tmp_path)
     (tmp_path / "fatal.py").write_text(FATAL)
+    (tmp_path / "breaks.py").write_text(BREAKS)
     yield tmp_path
-    for name in ("own_algorithm", "fatal"):
+    for name in ("own_algorithm", "own_callback", "fatal", "breaks"):
         sys.modules.pop(name, None)
+
+
+def notes(run: Path) -> list[str]:
+    """The first words of the lines that the callback has written."""
+    return [line.partition(":")[0].partition(";")[0] for line in (run / "notes.txt").read_text().splitlines()]
 
 
 def test_a_killed_run_is_resumed_to_the_same_bits(sdpo: Run, folder: Path, tiny_pipeline: Path) -> None:
@@ -75,6 +94,10 @@ def test_a_killed_run_is_resumed_to_the_same_bits(sdpo: Run, folder: Path, tiny_
     micro.assert_same_end(folder / "whole", folder / "killed")
     rows = micro.rows(folder / "whole")
     assert len({row["train/loss"] for row in rows}) == 4 and rows[-1]["reward_queries"] == 4 * 16 * 2
+
+    epochs = [f"epoch {epoch} of 4" for epoch in range(1, 5)]
+    expected = ["evaluation of epoch 0", *epochs[:3], "evaluation of epoch 4", epochs[3], "finished"]
+    assert notes(folder / "whole") == notes(folder / "killed") == expected
 
     recorded = yaml.safe_load((folder / "killed" / "config.yaml").read_text())
     assert recorded["algorithm"] == {
@@ -96,6 +119,19 @@ def test_a_killed_run_is_resumed_to_the_same_bits(sdpo: Run, folder: Path, tiny_
     )
     gone = sdpo(*command)
     assert gone.returncode == 2 and "'own_algorithm:WeightedRatio' cannot be imported" in gone.stderr
+
+
+def test_a_callback_that_raises_ends_the_run_after_the_epoch_is_saved(
+    sdpo: Run, folder: Path, tiny_pipeline: Path
+) -> None:
+    command = micro.arguments(tiny_pipeline, folder / "run", callbacks=[{"name": "breaks:Breaks", "at": 2}])
+    broken = sdpo(*command)
+    assert broken.returncode == 2 and "Traceback" not in broken.stderr
+    assert "breaks:Breaks" in broken.stderr and "OSError: no line to the office" in broken.stderr
+    assert [row["epoch"] for row in micro.rows(folder / "run")] == [1, 2]
+    resumed = sdpo(*command, "callbacks=[own_callback:Notes]")
+    assert resumed.returncode == 0, resumed.stderr
+    assert notes(folder / "run") == ["evaluation of epoch 3", "epoch 3 of 3", "finished"]
 
 
 def test_doctor_and_the_estimate_of_the_cost(sdpo: Run, folder: Path, tiny_pipeline: Path) -> None:

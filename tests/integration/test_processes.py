@@ -15,6 +15,7 @@ from helpers.launched_processes import ended, launch
 
 from sdpo import Trainer
 from sdpo.cli.main import main
+from sdpo.loop.policy_update import PolicyUpdate
 
 SETTINGS: dict[str, Any] = dict(sample={"prompts_per_epoch": 16}, train={"batch_size": 8}, evaluate={"every": 2})
 REWARD = """
@@ -44,9 +45,9 @@ def train(model: Path, run: Path, epochs: int, synchronised: bool = True) -> Non
 
     sys.addaudithook(watch)
     trainer = Trainer(small_run.config(model, run, epochs=epochs, **SETTINGS))
-    update = trainer.updater.run
+    update = PolicyUpdate.run
 
-    def watched(trajectories: Any, advantages: torch.Tensor, *rest: Any) -> Any:
+    def watched(self: PolicyUpdate, trajectories: Any, advantages: torch.Tensor, *rest: Any) -> Any:
         seen.append(
             {
                 "index": trajectories.sample_index,
@@ -56,13 +57,13 @@ def train(model: Path, run: Path, epochs: int, synchronised: bool = True) -> Non
                 "advantages": advantages,
             }
         )
-        return update(trajectories, advantages, *rest)
+        return update(self, trajectories, advantages, *rest)
 
-    trainer.updater.run = watched  # type: ignore[method-assign]
+    PolicyUpdate.run = watched  # type: ignore[method-assign]  # this process ends with the run
     if not synchronised:
-        trainer.optimization.all_reduce = lambda tensor: tensor
+        trainer.parts.optimization.all_reduce = lambda tensor: tensor
     trainer.train()
-    weights = {n: p.detach().clone() for n, p in trainer.backbone.trainable_parameters().items()}
+    weights = {n: p.detach().clone() for n, p in trainer.parts.backbone.trainable_parameters().items()}
     torch.save({"seen": seen, "weights": weights, "written": written}, f"{run}.rank{rank}.pt")
 
 

@@ -144,14 +144,14 @@ def test_a_run_that_was_stopped_resumes_to_the_same_weights(
 ) -> None:
     Trainer(config(tiny_pipeline, tmp_path / "whole")).train()
     stopped = Trainer(config(tiny_pipeline, tmp_path / "parts"))
-    scoring = stopped.mix.start
+    scoring = stopped.parts.mix.start
 
     def interrupt(*arguments: Any) -> Any:
-        if stopped.epoch == 1:
+        if stopped.session.epoch == 1:
             raise KeyboardInterrupt
         return scoring(*arguments)
 
-    monkeypatch.setattr(stopped.mix, "start", interrupt)
+    monkeypatch.setattr(stopped.parts.mix, "start", interrupt)
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
     # A row without its checkpoint, as a killed process leaves it.

@@ -48,10 +48,10 @@ def train(model: Path, run: Path, epochs: int, settings: dict[str, Any]) -> None
     config = small_run.config(model, run, epochs=epochs, **settings)
     trainer = Trainer(config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})}))
     trainer.train()
-    network = list(trainer.backbone.network_module.parameters())
+    network = list(trainer.parts.backbone.network_module.parameters())
     held = sum(getattr(p, "_local_tensor", p).numel() for p in network) / sum(p.numel() for p in network)
-    kind = type(trainer.optimization).__name__
-    run.with_suffix(f".rank{trainer.processes.rank}.json").write_text(json.dumps({"held": held, "kind": kind}))
+    kind = type(trainer.parts.optimization).__name__
+    run.with_suffix(f".rank{trainer.parts.processes.rank}.json").write_text(json.dumps({"held": held, "kind": kind}))
 
 
 class LaunchedRuns:
@@ -186,16 +186,16 @@ def train_spoiled(model: Path, run: Path) -> None:
     """Train with an infinite third loss, of finite gradients, on the second process."""
     train = {**ALL_WEIGHTS["train"], "on_nonfinite": "skip"}
     trainer = Trainer(small_run.config(model, run, epochs=2, **{**ALL_WEIGHTS, "train": train}))
-    loss, calls = type(trainer.algorithm).loss, 0
+    loss, calls = type(trainer.parts.algorithm).loss, 0
 
     def spoiled(self: Any, batch: Any) -> Any:
         nonlocal calls
         calls += 1
         output = loss(self, batch)
-        bad = trainer.processes.rank == 1 and calls == 3
+        bad = trainer.parts.processes.rank == 1 and calls == 3
         return dataclasses.replace(output, loss=output.loss + float("inf")) if bad else output
 
-    type(trainer.algorithm).loss = spoiled  # type: ignore[method-assign]
+    type(trainer.parts.algorithm).loss = spoiled  # type: ignore[method-assign]
     trainer.train()
 
 

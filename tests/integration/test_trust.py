@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -17,8 +18,8 @@ from helpers import small_run as micro
 from helpers.command_line import Run
 from safetensors.torch import load_file
 
-from sdpo import Trainer
 from sdpo.cli.main import main
+from sdpo.loop.policy_update import PolicyUpdate
 from sdpo.method.algorithms import SDPO
 from sdpo.method.types import LossOutput
 from sdpo.run.checkpoint import CheckpointStore
@@ -116,29 +117,30 @@ def test_or_its_step_is_skipped_and_counted(
     )
 
 
-def poison(trainer: Trainer) -> None:
+def poison(update: PolicyUpdate) -> None:
     with torch.no_grad():
-        trainer.optimization.parameters[0].fill_(float("nan"))
+        update.optimization.parameters[0].fill_(float("nan"))
 
 
 def test_weights_that_are_not_finite_are_never_saved(
     sdpo: Run, tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check = Trainer._check_finite
+    check, epochs = PolicyUpdate.check, itertools.count(1)
 
-    def before(self: Trainer, epoch: int, update: Any) -> None:  # as by a last optimizer step that was too long
-        if epoch == 2:
+    def before(self: PolicyUpdate, *arguments: Any) -> str | None:  # as by a last optimizer step that was too long
+        if next(epochs) == 2:
             poison(self)
-        check(self, epoch, update)
+        return check(self, *arguments)
 
-    def after(self: Trainer, epoch: int, update: Any) -> None:
-        check(self, epoch, update)
+    def after(self: PolicyUpdate, *arguments: Any) -> str | None:
+        found = check(self, *arguments)
         poison(self)
+        return found
 
-    monkeypatch.setattr(Trainer, "_check_finite", before)
+    monkeypatch.setattr(PolicyUpdate, "check", before)
     failed(sdpo(*command), "epoch 2: the weight ", ".weight is not finite", "epoch 1 is intact")
     assert CheckpointStore(tmp_path / "run" / "checkpoints").epochs() == [1]
-    monkeypatch.setattr(Trainer, "_check_finite", after)
+    monkeypatch.setattr(PolicyUpdate, "check", after)
     words = ("epoch 3: the log-probability of step 0 of branch 0 for prompt '", "while sampling")
     failed(sdpo(*command), *words)
     unaveraged = [*command[:-1], "other", "evaluate.every=1", "train.ema_decay=null"]
@@ -203,7 +205,7 @@ def test_the_run_of_a_newer_version(sdpo: Run, tmp_path: Path, command: list[str
     assert record["format"] == 1
     path.write_text(json.dumps({**record, "format": 7, "sdpo": "9.0"}))
     for words in (command, ["sample", "run", "cat"], ["evaluate", "run"]):
-        failed(sdpo(*words), "made by sdpo 9.0", "format 7", "upgrade")
+        failed(sdpo(*words), "made by sdpo 9.0", "format 7", "Upgrade sdpo")
 
 
 def test_a_damaged_checkpoint_is_passed_over(sdpo: Run, tmp_path: Path, command: list[str]) -> None:

@@ -21,11 +21,11 @@ ATTRIBUTES |= {"yaml.Loader", "yaml.UnsafeLoader", "yaml.FullLoader", "pandas.re
 # The only places that import by name: what comes with the package, torchvision, and the user's own reward.
 IMPORTERS = {
     "__init__.py",
-    "rewards/__init__.py",
-    "system/torchvision.py",
     "backbones/load.py",
-    "system/dotted_path.py",
     "method/lazy_torch.py",
+    "rewards/__init__.py",
+    "system/dotted_path.py",
+    "system/torchvision.py",
 }
 
 

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, Terminated) as stop:
         if os.environ.get("RANK", "0") == "0" and _is_first_to_fail():  # all processes are interrupted together
-            advice = stop.args[0] if stop.args and isinstance(stop.args[0], str) else "repeat the command"
+            advice = stop.args[0] if stop.args and isinstance(stop.args[0], str) else "rerun the command"
             logger.info("interrupted: %s", advice)
         return 143 if isinstance(stop, Terminated) else 130
 

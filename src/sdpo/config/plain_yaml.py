@@ -1,4 +1,4 @@
-"""YAML as plain data: no objects, and nothing that would keep a machine busy."""
+"""YAML as plain data: no Python objects, and a bound on nesting and repetition."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 import yaml
 
 _DEEPEST = 32
-_LARGEST = 10**6  # values, aliases written out
+_LARGEST = 10**6  # values, with every alias expanded
 
 
 def dump(data: Any) -> str:
-    """The text that `parse` gives the same data for."""
+    """Write data as YAML; `parse` reads equal data from the text."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def dump_line(data: Any) -> str:
-    """As `dump`, on one line."""
+    """Write data as YAML on one line."""
     text = yaml.dump(
         data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=float("inf")
     )
@@ -24,7 +24,7 @@ def dump_line(data: Any) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what the library takes for line breaks only when it reads."""
+    """Quotes characters that the library treats as line breaks when reading, but not when writing."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -36,10 +36,10 @@ _Dumper.add_representer(str, _text)
 
 
 def parse(text: str) -> Any:
-    """Mappings, lists and scalars.
+    """Read mappings, lists and scalars from YAML.
 
     Raises:
-        ValueError: if it is not YAML, or nests or repeats itself (by aliases) beyond any use.
+        ValueError: if the text is not YAML, or nests or repeats itself (by aliases) beyond the bounds.
     """
     try:
         data = yaml.safe_load(text)

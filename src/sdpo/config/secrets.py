@@ -1,4 +1,4 @@
-"""Keeping secrets out of what a run writes: configurations name environment variables, and never hold a token."""
+"""Keeps secrets out of the files of a run: configurations name environment variables, and never hold a token."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Of a key, as words between anything that is no letter: `Authorization`, `api_key`, `X-Auth-Token`, `password`.
+# Keys that suggest a secret, as words between characters that are no letters: `Authorization`, `X-Auth-Token`.
 _KEY = re.compile(
     r"(?i)(?<![a-z])(authorization|auth|token|apikey|secret|password|passwd|pwd|cookie|credentials?"
     r"|(api|access|auth|private|secret|subscription)[-_ ]?(key|token))(?![a-z])"
 )
-# Of a value: the forms in which services give out tokens, and addresses that hold a password or a signed query.
+# Values that look like a secret: common forms of tokens, and addresses that hold a password or a signed query.
 _VALUE = re.compile(
     r"(?i:\bbearer\s+[\w.~+/=-]{8,})"
     r"|\b(?:hf|sk|pk|rk|gh[opsu]|github_pat|glpat|xox[abprs]|r8|nvapi|gsk)[-_](?=[\w-]*\d)[\w-]{16,}"
@@ -22,7 +22,7 @@ _VALUE = re.compile(
     r"|(?i:[?&](?:[a-z]+[-_])?(?:key|token|sig|signature|secret|password|apikey)=[^&\s]{6,})"
 )
 _BASIC = re.compile(r"(?i)\s*basic\s+\S+\s*")
-# In a message: `Authorization: …`, `api_key=…`.
+# Secrets in a message: `Authorization: …`, `api_key=…`.
 _ASSIGNED = re.compile(
     r"(?i)((?<![a-z])(?:authorization|password|passwd|secret|cookie|api[-_]?key|(?:access|auth)[-_]token)[\"']?\s*[:=]\s*)"
     r"(?:(?:bearer|basic)\s+)?[^\s,}\"']{4,}"
@@ -32,9 +32,13 @@ _HIDDEN = "[hidden]"
 
 
 def find_secrets(value: Any, path: str = "") -> Iterator[str]:
-    """Where a configuration holds what looks like a secret: a telling key with a text, or a telling text.
+    """Find the places of a configuration that seem to hold a secret, by their key or by the form of the value.
 
-    Keys that end in `_env` name an environment variable, which is what a configuration should hold.
+    Keys that end in `_env` name an environment variable, as a configuration should.
+
+    Args:
+        value: a part of a configuration.
+        path: the place of that part, `section.key`.
     """
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -54,14 +58,15 @@ def find_secrets(value: Any, path: str = "") -> Iterator[str]:
 
 
 def redact(text: str) -> str:
-    """A message without what looks like a secret."""
+    """Replace everything in a message that looks like a secret."""
     return _ASSIGNED.sub(rf"\1{_HIDDEN}", _VALUE.sub(_HIDDEN, text))
 
 
 def refusal(places: list[str]) -> str:
-    """What to do about secrets in a configuration; does not repeat them."""
+    """The error message about secrets in a configuration; it names their places and does not repeat them."""
     return (
         f"what looks like a secret is at {', '.join(places)}. Configurations are written to config.yaml, reports and "
-        "trackers: put it into an environment variable and name that: reward_options.http.token_env=MY_TOKEN (sent as "
-        "a bearer token), 'reward_options.http.headers_env={X-Api-Key: MY_TOKEN}', or reward_options.vlm.api_key_env"
+        "trackers: put the secret into an environment variable and name the variable: "
+        "reward_options.http.token_env=MY_TOKEN (sent as a bearer token), "
+        "'reward_options.http.headers_env={X-Api-Key: MY_TOKEN}', or reward_options.vlm.api_key_env"
     )

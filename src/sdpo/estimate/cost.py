@@ -43,7 +43,7 @@ def epoch_cost(config: Config) -> EpochCost:
     # At the first step, which all branches of a group have in common, one evaluation or query serves the group.
     shared = trajectories - sample.prompts_per_epoch if first_step_is_shared(config, random_end) else 0
     queries = plan.max_queries(sample.num_steps) * trajectories
-    queries -= shared if plan.first_query is not None or sample.num_steps == 1 else 0
+    queries -= shared if plan.queries_first_step(sample.num_steps) else 0
     forward = (trajectories * sample.num_steps - shared) * guidance
     visited, eligible = steps.visited(sample.num_steps), steps.eligible(sample.num_steps)
     backward = (trajectories * visited - round(shared * visited / eligible)) * steps.inner_epochs * guidance

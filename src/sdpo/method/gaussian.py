@@ -1,4 +1,4 @@
-"""Diagonal Gaussians over latents: sampling, log-density and divergence, with a named reduction."""
+"""Diagonal Gaussians over latents: sampling, log-density and KL divergence, reduced by mean or sum."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _reduce(per_element: Tensor, reduction: Reduction) -> Tensor:
 
 
 def _full(tensor: Tensor) -> Tensor:
-    """In float32, or float64 where it is that already."""
+    """The tensor in float32; float64 stays."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
@@ -30,24 +30,27 @@ def _expand(std: Tensor, like: Tensor) -> Tensor:
 
 
 def sample(mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
-    """Mean + std · noise, with mean and noise [N, ...] and std [N] or [1]."""
+    """Draw mean + std · noise, with mean and noise [N, ...] and std [N] or [1]; returns [N, ...]."""
     return mean + _expand(std, mean) * noise
 
 
 def log_prob(x: Tensor, mean: Tensor, std: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """Log N(x; mean, std²), reduced over all axes but the first, in float32 (float64 of float64).
+    """Log N(x; mean, std²), reduced over all axes but the first.
 
     The clip range and the log-ratio scale of the published SDPO settings assume the mean reduction.
     Where std is 0 the step has no density; the value there is 0, and the caller's stochastic mask must drop it.
 
     Args:
-        x: [N, ...].
-        mean: [N, ...].
-        std: [N] or [1], ≥ 0.
-        reduction: over the latent elements.
+        x: the drawn latents, [N, ...].
+        mean: the means, [N, ...].
+        std: the standard deviations, [N] or [1], ≥ 0.
+        reduction: `mean` or `sum` over the latent elements.
 
     Returns:
-        float32 [N].
+        [N], in float32, or float64 for inputs in float64.
+
+    Raises:
+        ValueError: if the reduction is unknown.
     """
     std = _expand(std, mean)
     random = std > 0
@@ -58,9 +61,19 @@ def log_prob(x: Tensor, mean: Tensor, std: Tensor, reduction: Reduction = "mean"
 
 
 def kl_divergence(mean_p: Tensor, mean_q: Tensor, std: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """KL(N(mean_p, std²) ‖ N(mean_q, std²)), reduced over all axes but the first; float32 [N].
+    """KL(N(mean_p, std²) ‖ N(mean_q, std²)), reduced over all axes but the first; 0 where std is 0.
 
-    It is 0 where std is 0.
+    Args:
+        mean_p: the means of p, [N, ...].
+        mean_q: the means of q, [N, ...].
+        std: the standard deviations of both, [N] or [1], ≥ 0.
+        reduction: `mean` or `sum` over the latent elements.
+
+    Returns:
+        [N], in float32, or float64 for inputs in float64.
+
+    Raises:
+        ValueError: if the reduction is unknown.
     """
     std = _expand(std, mean_p)
     random = std > 0

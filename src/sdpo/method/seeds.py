@@ -1,7 +1,7 @@
-"""Stateless randomness: every draw is a function of (seed, epoch, index, role).
+"""Stateless random numbers: every draw is a function of (seed, epoch, index, role).
 
-Nothing here keeps a state, so results depend neither on the micro-batch size nor on the number of processes,
-and a resumed run needs no saved random state.
+Without a state, results depend neither on the micro-batch size nor on the number of processes, and a resumed run needs
+no saved random state.
 """
 
 from __future__ import annotations
@@ -14,24 +14,28 @@ from torch import Tensor
 
 
 def derive(*key: int | str) -> int:
-    """A 63-bit seed from a key of integers and strings; different keys give independent seeds."""
+    """Hash a key of integers and strings to a 63-bit seed; different keys give independent seeds."""
     digest = hashlib.blake2b("\x1f".join(map(repr, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def generator(*key: int | str) -> torch.Generator:
-    """A CPU generator seeded from the key."""
+    """Make a CPU generator that is seeded from the key."""
     return torch.Generator().manual_seed(derive(*key))
 
 
 def normal(shape: tuple[int, ...], keys: Iterable[tuple[int | str, ...]]) -> Tensor:
-    """Standard normal noise, one independent draw of `shape` for each key; float32 CPU [len(keys), *shape].
+    """Draw standard normal noise, independently for each key; float32 on the CPU, [len(keys), *shape].
 
-    Drawn on the CPU, so the numbers are the same on every device.
+    Drawing on the CPU makes the numbers the same on every device.
+
+    Args:
+        shape: the shape of one draw.
+        keys: the key of each draw: seed, epoch, sample index, role.
     """
     return torch.stack([torch.randn(shape, generator=generator(*key)) for key in keys])
 
 
 def permutation(size: int, *key: int | str) -> Tensor:
-    """A random permutation of range(size), int64 [size]."""
+    """Draw a random permutation of range(size) from the key, int64 [size]."""
     return torch.randperm(size, generator=generator(*key))

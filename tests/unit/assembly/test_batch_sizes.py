@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from sdpo.assembly.build import check_processes
 
 from sdpo import Config
+from sdpo.assembly.checks import check_processes
 from sdpo.errors import UserError
 
 

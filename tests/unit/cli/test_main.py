@@ -34,9 +34,9 @@ def test_a_handlers_code_is_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> No
     ("error", "code", "message"),
     [
         (UserError("api_key=hunter2secret is wrong"), 2, "sdpo: error: api_key=[hidden] is wrong\n"),
-        (KeyboardInterrupt(), 130, "sdpo: interrupted: repeat the command\n"),
+        (KeyboardInterrupt(), 130, "sdpo: interrupted: rerun the command\n"),
         (KeyboardInterrupt("rerun to resume"), 130, "sdpo: interrupted: rerun to resume\n"),
-        (Terminated(), 143, "sdpo: interrupted: repeat the command\n"),
+        (Terminated(), 143, "sdpo: interrupted: rerun the command\n"),
     ],
 )
 def test_errors_become_messages_and_codes(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from sdpo.assembly.build import cost, update_settings
 
 from sdpo import Config
 from sdpo.errors import UserError
+from sdpo.estimate.cost import describe_cost, epoch_cost
 from sdpo.method.advantages import GroupNormalizer, PromptNormalizer
 from sdpo.method.algorithms import ALGORITHMS
 from sdpo.method.reward_plans import Anchors, FinalStep
@@ -23,8 +23,8 @@ def test_a_name_alone_is_the_algorithm_as_published(name: str) -> None:
     plan = {Anchors(): "anchors", FinalStep(): "final"}[published.reward_plan]
     assert config.algorithm == {"name": name, **plain, "reward_plan": plan, "credit": "step"}
     assert Config.parse(config.model_dump(mode="json")) == config
-    assert update_settings(config).takes_trajectories == (name in ("rebel", "prdp"))
-    assert "network evaluations" in cost(config)
+    assert published.takes_trajectories == (name in ("rebel", "prdp"))
+    assert "network evaluations" in describe_cost(config)
 
 
 def test_another_algorithm_drops_the_settings_of_the_preset_s_own() -> None:
@@ -62,7 +62,7 @@ def test_combinations_that_mean_nothing_are_refused(overrides: list[str], messag
 
 def test_whole_trajectories_make_one_optimizer_step_a_batch() -> None:
     stepwise, whole = (Config.load("emoji", [f"algorithm={name}", "sample.num_steps=4"]) for name in ("ddpo", "rebel"))
-    assert update_settings(stepwise).optimizer_steps(90, 4) == 12
-    assert update_settings(whole).optimizer_steps(90, 4) == 3
+    assert epoch_cost(stepwise).optimizer_steps == 12
+    assert epoch_cost(whole).optimizer_steps == 3
     # Sampling, all steps once without gradient, and once with.
-    assert "at most 180 reward queries, 1440 network evaluations without and 720 with gradient" in cost(whole)
+    assert "at most 180 reward queries, 1440 network evaluations without and 720 with gradient" in describe_cost(whole)

@@ -1,24 +1,30 @@
-"""What every family of transitions provides."""
+"""The base of all denoisers: from a network output to a Gaussian over the next latent, step by step."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 
-def check_prediction(prediction: str) -> None:
-    """Refuse what no network of the diffusion families predicts.
+def check_prediction(prediction: str, alpha: Tensor) -> None:
+    """Reject an unknown kind of prediction, and one that determines no x̂ on a schedule.
+
+    Args:
+        prediction: the quantity that the network predicts.
+        alpha: ᾱ of every step, [T].
 
     Raises:
-        ValueError: naming it.
+        ValueError: if the kind is unknown, or the network predicts noise at a step without signal.
     """
-    if prediction not in ("epsilon", "v_prediction", "sample"):
+    if prediction not in get_args(Prediction):
         raise ValueError(f"prediction must be epsilon, v_prediction or sample, got {prediction!r}")
+    if prediction == "epsilon" and (alpha <= 0).any():
+        raise ValueError("the schedule begins at ᾱ = 0 (zero terminal SNR), where predicted noise says nothing about x̂")
 
 
 def clean_and_noise(
@@ -27,11 +33,14 @@ def clean_and_noise(
     """x̂ and ε̂ with x = a x̂ + s ε̂, from a network that predicts ε, v = a ε − s x̂ or x̂ (arXiv 2202.00512).
 
     Args:
-        prediction: what it predicts.
+        prediction: the quantity that the network predicts.
         latents: x, [N, ...].
-        output: of the network, [N, ...].
+        output: the network's output, [N, ...].
         signal: a = √ᾱ, [N, 1, ...].
         noise: s = √(1−ᾱ), [N, 1, ...].
+
+    Returns:
+        x̂ and ε̂, both [N, ...].
     """
     if prediction == "epsilon":
         return (latents - noise * output) / signal, output
@@ -42,12 +51,12 @@ def clean_and_noise(
 
 @dataclass
 class Transition:
-    """p(x_{i+1} | x_i) = N(mean, std²) and the clean latent it was made from.
+    """p(x_{i+1} | x_i) = N(mean, std²), and the clean latent x̂ that it was computed from.
 
     Attributes:
-        mean: [N, C, H, W].
-        std: [N]; 0 where the step is deterministic.
-        x0: predicted clean latent, [N, C, H, W].
+        mean: mean of the next latent, [N, C, H, W].
+        std: standard deviation of the next latent, [N]; 0 where the step is deterministic.
+        x0: predicted clean latent x̂, [N, C, H, W].
     """
 
     mean: Tensor
@@ -55,23 +64,23 @@ class Transition:
     x0: Tensor
 
     def __getitem__(self, rows: Tensor) -> Transition:
-        """The transitions of some samples; a sample may come more than once."""
+        """Select the transitions of some samples, int64 [M] of 0 … N−1; a sample may be selected more than once."""
         return Transition(self.mean[rows], self.std[rows], self.x0[rows])
 
 
 class Denoiser(ABC):
     """A schedule of T steps with its coefficients on the device, indexed by step.
 
-    Built once a run for a number of steps; all its per-step numbers are tensors, so that a batch may mix steps
-    and the step loop never waits for the device.
+    A denoiser is built once a run for a number of steps. All per-step numbers are tensors, so that a batch may mix
+    steps and the loop over steps never waits for the device.
 
-    Latents are of the scale in which clean ones have about unit variance and pure noise has variance 1: a family
-    whose scheduler or network works in another scale converts inside.
+    Clean latents have about unit variance, and pure noise has variance 1: a family whose scheduler or network works in
+    another scale converts internally.
 
     Attributes:
-        timesteps: what the network is given, in sampling order, int64 or float32 [T].
-        stochastic: which steps are random, bool [T]; the last one may not be.
-        initial_scale: what standard normal noise is multiplied by to become x_0.
+        timesteps: the timesteps that the network is given, in sampling order, int64 or float32 [T].
+        stochastic: which steps are random, bool [T]; the last one may be deterministic.
+        initial_scale: the factor that turns standard normal noise into x_0.
     """
 
     timesteps: Tensor
@@ -80,20 +89,20 @@ class Denoiser(ABC):
 
     @property
     def num_steps(self) -> int:
-        """T."""
+        """T, the number of denoising steps."""
         return len(self.timesteps)
 
     @property
     def ends_random(self) -> bool:
-        """Whether the last step is random: then its latents keep some noise, and the image is its x̂."""
+        """Whether the last step is random: its latents then keep some noise, and the image is decoded from its x̂."""
         return bool(self.stochastic[-1])
 
     @abstractmethod
     def transition(self, latents: Tensor, output: Tensor, step_index: Tensor) -> Transition:
-        """The transition at each sample's own step.
+        """Compute the transition at each sample's own step.
 
         Args:
             latents: x_i, [N, C, H, W].
-            output: what the network returned for them, [N, C, H, W].
+            output: the network's output for `latents`, [N, C, H, W].
             step_index: i, int64 [N].
         """

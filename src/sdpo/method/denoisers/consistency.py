@@ -12,19 +12,20 @@ class Consistency(Denoiser):
     """Jump to x̂ = c_skip x + c_out f(x), re-noise it to the next timestep: μ = √ᾱ_next x̂, σ² = 1 − ᾱ_next.
 
     c_skip = σ_d² / (s² + σ_d²) and c_out = s / √(s² + σ_d²), with s the scaled timestep, make x̂ = x where there is no
-    noise. The last step returns x̂ itself: it is deterministic and has no density.
+    noise. The last step returns x̂ itself, so that it is deterministic and has no density.
 
     Args:
         alphas_cumprod: ᾱ of every training timestep, [num_train_timesteps].
-        timesteps: in sampling order, int64 [T].
-        prediction: what the network predicts.
-        device: where the coefficients live.
+        timesteps: the timesteps that the network is given, in sampling order, int64 [T].
+        prediction: the quantity that the network predicts.
+        device: the device of the coefficients.
         timestep_scaling: s / t.
         sigma_data: σ_d.
-        clip: the network's prediction of x̂ is clamped to ± this; None is not at all.
+        clip: the largest absolute value of the network's prediction of x̂, which is clamped to that; None does not
+            clamp.
 
     Raises:
-        ValueError: if the network predicts noise where there is nothing else.
+        ValueError: if the network predicts noise at a step without signal.
     """
 
     def __init__(
@@ -37,10 +38,8 @@ class Consistency(Denoiser):
         sigma_data: float = 0.5,
         clip: float | None = None,
     ) -> None:
-        check_prediction(prediction)
         alpha = alphas_cumprod.double().cpu()[timesteps.cpu()]
-        if prediction == "epsilon" and (alpha <= 0).any():
-            raise ValueError("the schedule begins at ᾱ = 0 (zero terminal SNR), where predicted noise says nothing")
+        check_prediction(prediction, alpha)
         following = torch.cat([alpha[1:], alpha.new_ones(1)])
         scaled = timestep_scaling * timesteps.cpu().double()
         skip = sigma_data**2 / (scaled.square() + sigma_data**2)
@@ -49,12 +48,12 @@ class Consistency(Denoiser):
         self.clip = clip
         self.timesteps = timesteps.to(device)
         self.stochastic = (following < 1).to(device)
-        # One table, one row a step: √ᾱ_t, √(1−ᾱ_t), c_skip, c_out, √ᾱ_next, √(1−ᾱ_next).
+        # One row per step: √ᾱ_t, √(1−ᾱ_t), c_skip, c_out, √ᾱ_next, √(1−ᾱ_next).
         rows = [alpha.sqrt(), (1 - alpha).sqrt(), skip, out, following.sqrt(), (1 - following).sqrt()]
         self._coefficients = torch.stack(rows, dim=1).float().to(device)
 
     def transition(self, latents: Tensor, output: Tensor, step_index: Tensor) -> Transition:
-        """See `Denoiser.transition`; computed in float32."""
+        """Compute the transition at each sample's own step, in float32; see `Denoiser.transition`."""
         column = (-1, *([1] * (latents.ndim - 1)))
         a, s, skip, out, a_next, std = self._coefficients[step_index].unbind(1)
         a, s, skip, out, a_next = (c.reshape(column) for c in (a, s, skip, out, a_next))

@@ -12,13 +12,13 @@ from sdpo.method.denoisers.base import Denoiser, Prediction, Transition, check_p
 
 @dataclass(frozen=True)
 class Schedule:
-    """Noise levels along T steps.
+    """The noise levels of T steps.
 
     Attributes:
         timesteps: t_i as the network is given them, int64 or float32 [T].
-        alpha: ᾱ_t, float64 [T].
-        alpha_previous: ᾱ_prev, float64 [T].
-        initial_scale: of the starting noise.
+        alpha: ᾱ_t at the start of each step, float64 [T].
+        alpha_previous: ᾱ_prev at the end of each step, float64 [T].
+        initial_scale: the factor that turns standard normal noise into x_0.
     """
 
     timesteps: Tensor
@@ -29,6 +29,10 @@ class Schedule:
 
 def trailing_timesteps(num_steps: int, num_train_timesteps: int = 1000) -> Tensor:
     """The "trailing" schedule (Lin et al. 2024, arXiv 2305.08891, table 2): its first timestep is always the noisiest.
+
+    Args:
+        num_steps: T.
+        num_train_timesteps: timesteps of the model's training.
 
     Returns:
         int64 [num_steps], descending.
@@ -68,14 +72,14 @@ class ScheduledDDIM(Denoiser):
     """σ² = η² (1−ᾱ_prev)/(1−ᾱ_t) (1 − ᾱ_t/ᾱ_prev), μ = √ᾱ_prev x̂ + √(1−ᾱ_prev−σ²) ε̂.
 
     Args:
-        schedule: its noise levels. Where ᾱ_prev is ᾱ_t, or 1, the step is deterministic.
-        prediction: what the network predicts.
-        eta: η; 0 makes every step deterministic.
-        device: where the coefficients live.
-        clip: x̂ is clamped to ± this; None is not at all.
+        schedule: the noise levels. Where ᾱ_prev is ᾱ_t, or 1, the step is deterministic.
+        prediction: the quantity that the network predicts.
+        eta: η, in 0 … 1; 0 makes every step deterministic.
+        device: the device of the coefficients.
+        clip: the largest |x̂|, to which x̂ is clamped; None does not clamp.
 
     Raises:
-        ValueError: if eta is not in 0 … 1, or the network predicts noise where there is nothing else.
+        ValueError: if eta is not in 0 … 1, or the network predicts noise at a step without signal.
     """
 
     def __init__(
@@ -86,12 +90,10 @@ class ScheduledDDIM(Denoiser):
         device: torch.device | str = "cpu",
         clip: float | None = None,
     ) -> None:
-        check_prediction(prediction)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be in 0 … 1 (0 is deterministic, 1 is the ancestral variance), got {eta}")
         alpha, alpha_previous = schedule.alpha, schedule.alpha_previous
-        if prediction == "epsilon" and (alpha <= 0).any():
-            raise ValueError("the schedule begins at ᾱ = 0 (zero terminal SNR), where predicted noise says nothing")
+        check_prediction(prediction, alpha)
         self.prediction = prediction
         self.eta = eta
         self.clip = clip
@@ -102,12 +104,12 @@ class ScheduledDDIM(Denoiser):
         direction = (1 - alpha_previous - std.square()).clamp(min=0).sqrt()
         self.timesteps = schedule.timesteps.to(device)
         self.stochastic = (std > 0).to(device)
-        # One table, one row a step: √ᾱ_t, √(1−ᾱ_t), √ᾱ_prev, √(1−ᾱ_prev−σ²), σ.
+        # One row per step: √ᾱ_t, √(1−ᾱ_t), √ᾱ_prev, √(1−ᾱ_prev−σ²), σ.
         rows = torch.stack([alpha.sqrt(), (1 - alpha).sqrt(), alpha_previous.sqrt(), direction, std], dim=1)
         self._coefficients = rows.float().to(device)
 
     def transition(self, latents: Tensor, output: Tensor, step_index: Tensor) -> Transition:
-        """See `Denoiser.transition`; computed in float32."""
+        """Compute the transition at each sample's own step, in float32; see `Denoiser.transition`."""
         column = (-1, *([1] * (latents.ndim - 1)))
         a, s, a_previous, direction, std = self._coefficients[step_index].unbind(1)
         a, s, a_previous, direction = (c.reshape(column) for c in (a, s, a_previous, direction))
@@ -118,14 +120,14 @@ class ScheduledDDIM(Denoiser):
 
 
 class DDIM(ScheduledDDIM):
-    """`ScheduledDDIM` on the published schedule, see `trailing_schedule`.
+    """`ScheduledDDIM` on the published schedule, `trailing_schedule`.
 
     Args:
         alphas_cumprod: ᾱ of every training timestep, [num_train_timesteps].
         num_steps: T.
-        prediction: what the network predicts.
-        eta: η; 0 makes every step deterministic.
-        device: where the coefficients live.
+        prediction: the quantity that the network predicts.
+        eta: η, in 0 … 1; 0 makes every step deterministic.
+        device: the device of the coefficients.
 
     Raises:
         ValueError: if num_steps is not in 1 … num_train_timesteps, or eta is not in 0 … 1.

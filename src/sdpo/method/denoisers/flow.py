@@ -1,4 +1,4 @@
-"""Flows on a straight line (rectified flow) and on a circle (trigflow), with noise of a chosen level in every step."""
+"""Flows on a straight line (rectified flow) and on a circle (TrigFlow), with noise of a chosen level in every step."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class _Interpolation(Denoiser):
     def __init__(self, timesteps: Tensor, rows: list[Tensor], device: torch.device | str) -> None:
         self.timesteps = timesteps.float().to(device)
         self.stochastic = (rows[-1] > 0).to(device)
-        # One table, one row a step: x̂ = p x + q out, mean = a x + b out, and std; columns p, q, a, b, std.
+        # One row per step: x̂ = p x + q out, mean = a x + b out, and std; columns p, q, a, b, std.
         self._coefficients = torch.stack(rows, dim=1).float().to(device)
 
     def transition(self, latents: Tensor, output: Tensor, step_index: Tensor) -> Transition:
-        """See `Denoiser.transition`; computed in float32."""
+        """Compute the transition at each sample's own step, in float32; see `Denoiser.transition`."""
         x, out = latents.float(), output.float()
         column = (-1, *([1] * (x.ndim - 1)))
         *linear, std = self._coefficients[step_index].unbind(1)
@@ -37,31 +37,31 @@ class RectifiedFlow(_Interpolation):
     s = 0, Euler's step x + (σ' − σ) v. Two forms have noise:
 
     `preserving` (the default): s = η σ' and κ = √(σ'² − s²). Whatever the step's length, x_{i+1} then holds noise of
-    exactly the level σ' that the network is told. η = 1 is the jump to x̂ with fresh noise. The idea is that of
+    exactly the level σ' that the network is given. η = 1 is the jump to x̂ with fresh noise. The idea is that of
     Wang & Yu 2025, arXiv 2509.05952, who write the share of the noise as sin(π/2 η).
 
     `flow_grpo` (Liu et al. 2025, arXiv 2505.05470): dx = [v − ½ s(σ)² ∇log p(x)] dσ + s(σ) dw has the marginals of the
     flow for any s(σ). With the score ∇log p = −ε̂/σ, their s(σ) = η √(σ/(1−σ)) and one Euler–Maruyama step of length
     Δ = σ − σ' downwards: mean = x − Δ v − Δ s(σ)²/(2σ) ε̂, so that κ = σ' − Δ η²/(2(1−σ)), and s² = Δ η² σ/(1−σ).
-    Where that overshoots (κ < 0: always so at σ = 1 and at σ' = 0) the same equation is solved exactly, x̂ held:
+    Where this overshoots (κ < 0, which is always so at σ = 1 and at σ' = 0) the equation is solved exactly for fixed x̂:
     d(σε) = (1/σ + η²/(2σ(1−σ))) (σε) dσ + s(σ) dw gives κ = ρ σ' and s = σ' √(1 − ρ²), where
     ρ = [σ'(1−σ) / (σ(1−σ'))]^{η²/2} is 0 at σ = 1.
 
-    In both forms the step to σ' = 0 is x̂ itself, without noise or density; a step from σ = 1 is like any other.
-    Few steps are long ones, where Euler–Maruyama adds more noise than it takes away: four steps of a schedule shifted
-    by 3 at η = 0.7 leave a noise of 0.90 where the network is told 0.75. That is why `preserving` is the default. It is
-    one for few steps: at hundreds, where x̂ is a mean and no sample, renewing a fixed share of the noise in each loses
-    variance, and `flow_grpo` converges.
+    In both forms the step to σ' = 0 returns x̂ itself, without noise or density; a step from σ = 1 is not special.
+    With few, long steps, Euler–Maruyama adds more noise than it removes: four steps of a schedule shifted by 3 at
+    η = 0.7 leave a noise of 0.90 where the network is given 0.75. `preserving` is therefore the default. It is meant
+    for few steps: at hundreds of steps, where x̂ is a mean and not a sample, renewing a fixed share of the noise in each
+    step loses variance, and `flow_grpo` converges.
 
     Args:
-        sigmas: σ of every step and the last one's 0, float [T+1], decreasing from at most 1.
-        timesteps: what the network is told of each σ, [T].
+        sigmas: σ at the start of every step, and the final 0, float [T+1], decreasing from at most 1.
+        timesteps: the timestep that the network is given at each step, [T].
         eta: η, the level of the noise, in 0 … 1.
-        form: of the noise.
-        device: where the coefficients live.
+        form: the form of the noise, `preserving` or `flow_grpo`.
+        device: the device of the coefficients.
 
     Raises:
-        ValueError: if sigmas do not decrease from at most 1 to 0, or eta or form is none of those.
+        ValueError: if sigmas do not decrease from at most 1 to 0, eta is not in 0 … 1, or the form is unknown.
     """
 
     def __init__(
@@ -92,15 +92,15 @@ class TrigFlow(_Interpolation):
     """Steps of x_t = cos t x̂ + sin t ε (Lu & Song 2024, arXiv 2410.11081) from the output F = cos t ε − sin t x̂.
 
     x̂ = cos t x − sin t F and ε̂ = sin t x + cos t F; with t' the next t, each step is
-    N(cos t' x̂ + √(1−η²) sin t' ε̂, (η sin t')²). η = 1 is the jump to x̂ with fresh noise, the own sampler of these
-    models; the step to t' = 0 is x̂ itself, without noise or density.
+    N(cos t' x̂ + √(1−η²) sin t' ε̂, (η sin t')²). η = 1 is the jump to x̂ with fresh noise, which is these models' own
+    sampler; the step to t' = 0 returns x̂ itself, without noise or density.
 
     Latents, noise and F are in units of the data's standard deviation, so that the first latents are N(0, I).
 
     Args:
-        angles: t of every step and the last one's 0, in radians, float [T+1], decreasing.
+        angles: t at the start of every step, and the final 0, in radians, float [T+1], decreasing.
         eta: η, the share of the noise that is fresh, in 0 … 1.
-        device: where the coefficients live.
+        device: the device of the coefficients.
 
     Raises:
         ValueError: if the angles do not decrease to 0, or eta is not in 0 … 1.
@@ -124,7 +124,7 @@ def _check_eta(eta: float) -> None:
 
 
 def _flow_grpo(sigma: Tensor, following: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    """κ and s of each step: Euler–Maruyama, or the exact solution where that would overshoot."""
+    """κ and s of each step, both [T]: Euler–Maruyama, or the exact solution where Euler–Maruyama overshoots."""
     step = sigma - following
     kept = following - step * eta**2 / (2 * (1 - sigma))  # at σ = 1: −∞, and NaN without noise
     std = eta * (step * sigma / (1 - sigma)).sqrt()

@@ -1,4 +1,4 @@
-"""One network evaluation a group at the first step, where all branches of a group have the same latent."""
+"""Shares the network evaluation of the first step, where all branches of a group have one latent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def shares_first_step(setting: Literal["auto"] | bool, *, shared_noise: bool, vi
 
 
 def network_rows(step_of_row: Tensor, branches: int, shared_first_step: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Which latents of n groups, each at its own step, the network must see.
+    """Find the latents of n groups, each at its own step, that the network must see.
 
     Args:
         step_of_row: the step of each group, int64 [n], on the CPU.

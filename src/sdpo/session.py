@@ -83,7 +83,12 @@ class Session:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Interruptions]:
-        """A context in which the directory is locked, signals are handled, and the last epoch is saved at any end."""
+        """A context in which the directory is locked and signals are handled; an exception first saves the last epoch.
+
+        Raises:
+            UserError: in place of the errors of libraries, if memory or the disk is full, or another process has ended.
+            Terminated: if SIGTERM arrives.
+        """
         with (
             self._lock,  # the outermost, so that the directory is still locked when the last epoch is saved
             Interruptions(self._save_unsaved) as interruptions,
@@ -224,7 +229,7 @@ class Session:
 
     @contextlib.contextmanager
     def explaining_divergence(self, epoch: int) -> Iterator[None]:
-        """A context that adds to the message on a value that is not finite the checkpoint to go back to, and a fix.
+        """A context that explains a value that is not finite: which checkpoint is intact, and which settings to lower.
 
         Args:
             epoch: the epoch that is being trained.

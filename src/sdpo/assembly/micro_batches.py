@@ -68,7 +68,7 @@ def choose_micro_batches(
     if policy.dtype != torch.float32:
         if set(settings.values()) == {"auto"}:
             chosen = dict.fromkeys(chosen, common(shares.values(), min(chosen.values())))
-        elif chosen["sample"] != chosen["update"]:
+        elif chosen["sample"] != chosen["update"] and processes.is_main:
             logger.warning(
                 "sample.micro_batch (%d) and train.micro_batch (%d) differ: in %s the log-ratio before the first "
                 "update is then not 0, by more than a narrow algorithm.clip_range; set both to the same value",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdpo.distributed.processes import Processes
 from sdpo.evaluation.monitors import Monitors
-from sdpo.evaluation.record import ImageScores
+from sdpo.evaluation.record import FloatArray, ImageScores
 from sdpo.loop.divergence import check_images
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.loop.rollout import final_images
@@ -56,8 +56,8 @@ class EvaluatedImages:
     """
 
     scores: ImageScores
-    tiles: dict[int, Tensor] = field(default_factory=dict)
-    monitors: dict[str, dict[int, float]] = field(default_factory=dict)
+    tiles: dict[int, Tensor]
+    monitors: dict[str, dict[int, float]]
 
 
 def evaluate(
@@ -81,7 +81,8 @@ def evaluate(
         rewards: the rewards that score the images, by name.
         steps: the numbers of steps.
         images_per_prompt: images a prompt.
-        monitored: the monitors are measured on the first so many images of each prompt; 0 measures none.
+        monitored: the number of images of each prompt on which the monitors are measured, the first ones; 0 measures
+            none.
 
     Raises:
         DivergenceError: if an image is not finite.
@@ -89,7 +90,9 @@ def evaluate(
     """
     processes = drawing.processes
     images = _Images(list(prompts) * images_per_prompt, processes)
-    found = EvaluatedImages(ImageScores(images.texts, images.seeds, {name: {} for name in rewards}))
+    scores: dict[str, dict[int, FloatArray]] = {name: {} for name in rewards}
+    tiles: dict[int, Tensor] = {}
+    measured: dict[str, dict[int, float]] = {}
     with contextlib.ExitStack() as stack:
         for reward in rewards.values():
             stack.enter_context(reward.resident())
@@ -97,15 +100,15 @@ def evaluate(
             denoiser, monitors = drawing.policy.backbone.denoiser(count, drawing.eta), None
             if monitored:
                 monitors = Monitors(drawing.policy, denoiser, images.mine, len(prompts), monitored, processes.count)
-            scores, tiles = _draw_and_score(drawing, denoiser, images, rewards, monitors)
-            for name, values in scores.items():
+            own_scores, own_tiles = _draw_and_score(drawing, denoiser, images, rewards, monitors)
+            for name, values in own_scores.items():
                 gathered = dict(processes.gather(list(zip(images.mine, values, strict=True))))
-                found.scores.scores[name][count] = np.array([gathered[i] for i in images.seeds], dtype=np.float64)
-            shown = dict(processes.gather(tiles))
-            found.tiles[count] = torch.stack([shown[i] for i in sorted(shown)]).permute(0, 2, 3, 1)
+                scores[name][count] = np.array([gathered[i] for i in images.seeds], dtype=np.float64)
+            shown = dict(processes.gather(own_tiles))
+            tiles[count] = torch.stack([shown[i] for i in sorted(shown)]).permute(0, 2, 3, 1)
             for name, value in (monitors.finish(processes) if monitors else {}).items():
-                found.monitors.setdefault(name, {})[count] = value
-    return found
+                measured.setdefault(name, {})[count] = value
+    return EvaluatedImages(ImageScores(images.texts, images.seeds, scores), tiles, measured)
 
 
 class _Images:
@@ -118,9 +121,9 @@ class _Images:
     Attributes:
         prompts: the prompt of each image.
         texts: the text of each image's prompt.
-        seeds: the seed of each image, which is its place too.
+        seeds: the seed of each image, which equals the place of the image.
         mine: the places of this process's images, ascending.
-        drawn: the places of the images that this process draws: its own, and perhaps one of which no score is taken.
+        drawn: the places of the images that this process draws: its share, and perhaps one more that is not scored.
     """
 
     def __init__(self, prompts: Sequence[Prompt], processes: Processes) -> None:
@@ -164,7 +167,11 @@ def _draw_and_score(
 def _draw(
     drawing: Drawing, denoiser: Denoiser, images: _Images, monitors: Monitors | None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Draw this process's own images part by part; yields the number of images before the part, and [n, 3, H, W]."""
+    """Draw this process's own images part by part.
+
+    Yields:
+        The number of images before the part, and the images of the part, [n, 3, H, W].
+    """
     place = 0
     for pixels in final_images(
         drawing.policy,

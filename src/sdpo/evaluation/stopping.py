@@ -50,7 +50,7 @@ class Stop:
 
     Attributes:
         epoch: the epoch after which the rules held.
-        reason: the metrics that made them hold, and their bounds.
+        reason: the metrics for which the rules held, and the bounds.
     """
 
     epoch: int

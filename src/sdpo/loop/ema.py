@@ -31,6 +31,10 @@ class EMA:
         self._changed = changed
         self.average = [p.detach().clone() for p in parameters]
 
+    def resume(self, count: int) -> None:
+        """Continue the warm-up of the decay after `count` updates; the averages are set by the caller."""
+        self.count = count
+
     @torch.no_grad()
     def update(self) -> None:
         """Take the current weights into the average."""

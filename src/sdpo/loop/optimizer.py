@@ -149,13 +149,13 @@ class Optimization:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state that `state_dict` returned."""
+        """Restore a state that `state_dict` returned; weights and averages are set by `take`."""
         self._load_optimizer_state(state["optimizer"])
         self.lr_schedule.load_state_dict({**state["lr_schedule"], "lr_lambdas": [None]})
         if state["scaler"]:  # empty where the run so far needed no scaling
             self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
-            self.ema.count = state["ema_count"]
+            self.ema.resume(state["ema_count"])
 
     def weights(self) -> dict[str, Tensor]:
         """The trained parameters, whole, by name."""

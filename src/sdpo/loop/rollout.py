@@ -50,9 +50,10 @@ def rollout(
         seed: the run's seed.
         epoch: the epoch, from 1.
         branches: K.
-        micro_batch: groups a network call. It affects speed and memory only.
-        shared_noise: the branches of a group begin at one latent; else each begins at its own.
-        share_first_step: evaluate the network once a group at the first step, where all branches have one latent.
+        micro_batch: groups a network call, which affects speed and memory only.
+        shared_noise: whether the branches of a group begin at one latent; else each begins at its own.
+        share_first_step: whether the network is evaluated once a group at the first step, where all branches have one
+            latent.
 
     Yields:
         Trajectories of at most `micro_batch` groups, in order.
@@ -132,7 +133,7 @@ def _walk(
         prompt_rows: the places of the n prompts among the embeddings, int64 [n].
         start: x_0, [n, K, C, H, W].
         noise: the noise of each step, [T, n K, C, H, W].
-        share_first_step: evaluate the network once a group at the first step.
+        share_first_step: whether the network is evaluated once a group at the first step.
 
     Yields:
         The transition of n K latents, and the latents drawn from it, [n K, C, H, W].
@@ -169,9 +170,9 @@ def _draw_noise(
     Args:
         policy: the sampling policy.
         denoiser: the schedule of T steps.
-        keys: the keys of n groups, from which their draws come.
+        keys: the beginning of the keys from which the draws of n groups come.
         branches: K.
-        shared_noise: the branches of a group begin at one latent; else each begins at its own.
+        shared_noise: whether the branches of a group begin at one latent; else each begins at its own.
 
     Returns:
         x_0 of each trajectory, [n, K, C, H, W], and the noise of each step, [T, n K, C, H, W], on the device.

@@ -16,7 +16,7 @@ from sdpo.method.types import StepBatch, Trajectories
 
 @dataclass(frozen=True)
 class EpochData:
-    """The data that every minibatch of an epoch is taken from.
+    """The data from which every minibatch of an epoch is taken.
 
     Attributes:
         trajectories: B groups, in the order in which batches take them.

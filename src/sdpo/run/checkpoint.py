@@ -29,7 +29,7 @@ class Checkpoint:
         weights: trained parameters by name, float32.
         ema: the average of the trained parameters by name; empty where no average is kept.
         state: optimizer, schedules and statistics; tensors and plain containers.
-        score: the evaluated gain after this epoch, or None where it was not evaluated.
+        score: the evaluated gain after this epoch; None where the epoch was not evaluated, or a stopping rule held.
     """
 
     epoch: int

@@ -40,12 +40,12 @@ class RunDirectory:
 
     @property
     def environment(self) -> Path:
-        """Versions, device, number of processes, and the format of the directory."""
+        """The versions, the device and the number of processes of a run, and the format of its directory."""
         return self.path / "environment.json"
 
     @property
     def metrics(self) -> Path:
-        """One JSON object an epoch."""
+        """The metrics, one JSON object an epoch."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -109,7 +109,8 @@ class RunDirectory:
 
     def evaluation_files(self) -> Iterator[Path]:
         """The scores of all evaluations, by epoch."""
-        yield from sorted(self.evaluations.glob(f"{_EPOCH}*.json"))
+        # By length first: the number of an epoch has four digits or more.
+        yield from sorted(self.evaluations.glob(f"{_EPOCH}*.json"), key=lambda file: (len(file.name), file.name))
 
     def evaluations_after(self, epoch: int) -> Iterator[Path]:
         """Files and folders of evaluations of epochs after `epoch`, and of half-written evaluations."""

@@ -41,7 +41,7 @@ def test_the_ends_have_more_images_and_the_unseen_prompts_under_the_averaged_wei
 
     def evaluate(drawing: Any, prompts: Sequence[Prompt], rewards: Any, **options: Any) -> EvaluatedImages:
         calls.append((prompts, options["images_per_prompt"], options.get("monitored", 0)))
-        return EvaluatedImages(ImageScores([], [], {}))
+        return EvaluatedImages(ImageScores([], [], {}), {}, {})
 
     monkeypatch.setattr(module, "evaluate", evaluate)
     drawing: Any = None

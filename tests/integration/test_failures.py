@@ -99,7 +99,7 @@ def test_buffer_that_never_reaches_its_count(sdpo: Run, command: list[str]) -> N
     failed(sdpo(*command, "advantage={buffer_size: 8, min_count: 16}"), "min_count (16)")
 
 
-@pytest.mark.parametrize("place", ["sdpo.run.metrics.MetricsFile.append", "sdpo.session.write_evaluation"])
+@pytest.mark.parametrize("place", ["sdpo.run.metrics.MetricsFile.append", "sdpo.evaluation.history.write_evaluation"])
 def test_a_full_disk(sdpo: Run, command: list[str], monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")

@@ -14,7 +14,7 @@ from torch import Tensor
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.loop.policy_update import PolicyUpdate
 from sdpo.loop.rollout import rollout
-from sdpo.loop.shared_step import network_rows
+from sdpo.loop.shared_first_step import network_rows
 from sdpo.loop.visits import Visits
 from sdpo.method import gaussian
 from sdpo.method.algorithms import D3PO, PRDP, REBEL, SDPO, Algorithm

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdpo.loop import micro_batch
+from sdpo.loop import micro_batch_search as micro_batch
 
 GPU = torch.device("cuda")
 

@@ -12,11 +12,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdpo.backbones import lora
+from sdpo.backbones.merging import merge_rounded
+from sdpo.backbones.model_family import ModelFamily, model_family
 from sdpo.backbones.training import TrainableBackbone
 
 
 class SavableBackbone(TrainableBackbone):
     """A backbone that writes its weights in the formats of other programs."""
+
+    @property
+    def family(self) -> ModelFamily:
+        """The names by which other programs know the base model."""
+        return model_family(self.pipeline)
 
     def load_lora(self, path: Path) -> None:
         """Load a trained LoRA for sampling, by diffusers' own loader.
@@ -75,17 +82,27 @@ class SavableBackbone(TrainableBackbone):
         save_file({n: w.contiguous() for n, w in found.items()}, target, metadata={"format": "pt"})
         _open_to_others(target.parent)
 
-    def save_merged(self, folder: Path, dtype: torch.dtype) -> None:
+    def save_merged(self, folder: Path, dtype: torch.dtype, lora_file: Path | None = None) -> float | None:
         """Merge the network's LoRA, if it has one, into its weights, and write the whole pipeline.
 
         Args:
             folder: the folder to create.
             dtype: data type of all weights that are written.
+            lora_file: the network's LoRA as diffusers wrote it, in float32; None for a network without a LoRA.
+
+        Returns:
+            The relative L2 distance between the merged weights' change and the LoRA's, which rounding to `dtype`
+            causes; None for a network without a LoRA. `merge_rounded` defines it.
         """
-        if self.has_lora:
-            lora.merge(self.pipeline)
+        distance = None
+        if lora_file is not None:
+            prefix = f"{self.component}."
+            weights = {name.removeprefix(prefix): weight for name, weight in load_file(lora_file).items()}
+            distance = merge_rounded(self.network_module, weights, dtype)
+            self.pipeline.unload_lora_weights()
         self.pipeline.to(dtype=dtype).save_pretrained(folder, safe_serialization=True)
         _open_to_others(folder)
+        return distance
 
 
 def _open_to_others(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +81,18 @@ def test_evaluations_without_gradient_count_as_such_and_stopping_rules_are_off(
     assert result.returncode == 0, result.stderr
     # 8 groups of 2 branches, 3 steps: sampled, for the factors, for the KL, and with gradient.
     assert json.loads((tmp_path / "bench.json").read_text())["evaluations"] == {"forward": 48 * 3, "backward": 48}
+
+
+def test_callbacks_of_a_run_are_not_called(tmp_path: Path, tiny_overrides: list[str], monkeypatch: Any) -> None:
+    (tmp_path / "mine_callback.py").write_text(
+        "from sdpo.assembly.callbacks import Callback\n"
+        "class Raises(Callback):\n"
+        "    def on_epoch_end(self, state):\n"
+        "        raise RuntimeError\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = Config.load("emoji", [*tiny_overrides, *SMALL, "callbacks=[mine_callback:Raises]"])
+    assert bench(config, repetitions=1, bare=False).epoch > 0
 
 
 def test_without_the_bare_work_there_is_no_limit(tiny_overrides: list[str]) -> None:

@@ -33,7 +33,7 @@ def test_a_real_run_with_hostile_prompts_and_a_token(
     assert set(tmp_path.iterdir()) <= before and not (tmp_path.parent / "escape").exists()
 
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "&lt;script&gt;alert(&#x27;p&#x27;)&lt;/script&gt;" in page and "&lt;img src=x onerror" in page
+    assert "&lt;script&gt;alert(&#39;p&#39;)&lt;/script&gt;" in page and "&lt;img src=x onerror" in page
     assert "<script" not in page and "<img src=x" not in page and page.count("</style>") == 1
     for path in (tmp_path / "run").rglob("*"):
         assert not path.is_file() or b"correct-horse" not in path.read_bytes(), path

@@ -77,8 +77,8 @@ def test_rules_that_could_never_act_are_refused(rule: dict[str, Any], words: str
 @pytest.mark.parametrize(
     ("bounds", "words"),
     [
-        ({}, "one bound, below or above"),
-        ({"below": 1, "above": 2}, "one bound, below or above"),
+        ({}, "one bound: set below or above"),
+        ({"below": 1, "above": 2}, "one bound: set below or above"),
         ({"belo": 1}, "unknown key 'stop_when.0.belo' .did you mean 'below'"),
         ({"below": 1, "patience": 0}, "stop_when.0.patience"),
     ],

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
 from helpers.command_line import Run
+
+from sdpo import Config
+from sdpo.commands.doctor import examine
+from sdpo.rewards.base import PlacedReward
 
 REWARDS = """
 import torch
@@ -74,3 +82,19 @@ def test_a_model_that_cannot_be_loaded_is_a_finding(sdpo: Run, tmp_path: Path, t
     found = lines(result.stdout)
     assert result.returncode == 1 and found["model"].startswith("FAIL") and "./broken" in found["model"]
     assert found["reward emoji_score"].startswith("WARN") and "no samples" in found["reward emoji_score"]
+
+
+def test_the_checks_compute_in_the_precision_of_the_run_and_nothing_else_does(
+    make_config: Callable[..., Config], tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precision, seen = torch.get_float32_matmul_precision, list[str]()
+    score = PlacedReward.__call__
+
+    def spy(*arguments: Any) -> torch.Tensor:
+        seen.append(precision())
+        return score(*arguments)
+
+    monkeypatch.setattr(PlacedReward, "__call__", spy)
+    for _ in examine(make_config(model={"path": str(tiny_pipeline), "tf32": True})):
+        assert precision() == "highest"
+    assert set(seen) == {"high"}

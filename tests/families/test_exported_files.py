@@ -57,11 +57,12 @@ def test_equal_exports_are_equal_files(sdpo: Run, tmp_path: Path, tiny_pipeline:
 
 
 def test_exports_of_a_run_have_names_of_their_own(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
-    rewards = "rewards={colorfulness: 1.0, jpeg_compressibility: 0.5}"
+    (tmp_path / "mine.py").write_text("def redness(images, *_):\n    return images[:, 0].mean((1, 2))\n")
+    rewards = "rewards={'mine:redness': 1.0, colorfulness: 0.5}"
     train(sdpo, tiny_pipeline, UNET, "train.ema_decay=0.9", "epochs=2", "evaluate.every=1", rewards)
     for arguments in ((), ("--weights", "raw"), ("--epoch", "1")):
         succeeded(sdpo("export", "run", "--to", "comfyui", *arguments, "-o", "-".join(("out", *arguments))))
-    start = "run-colorfulness-jpeg_compressibility"
+    start = "run-mine_redness-colorfulness"
     names = {path.name for path in tmp_path.glob("out*/*.safetensors")}
     assert names == {f"{start}-e{end}.safetensors" for end in ("2", "2-raw", "1")}
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.command_line import Run
-from helpers.exported_runs import LORA, UNET, drawn, succeeded, train
+from helpers.command_line import Run, failed, succeeded
+from helpers.exported_runs import AVERAGED, UNET, TrainRun, drawn
+from helpers.run_files import LORA, contents
 from helpers.webuis import header, settings
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -20,12 +21,8 @@ from safetensors.torch import load_file
 NAME = "run-colorfulness-e1"
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_the_files_beside_a_lora_for_comfyui(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
-    train(sdpo, tiny_pipeline, UNET)
+def test_the_files_beside_a_lora_for_comfyui(sdpo: Run, tmp_path: Path, train: TrainRun, tiny_pipeline: Path) -> None:
+    train(tiny_pipeline, UNET)
     succeeded(sdpo("export", "run", "--to", "comfyui", "-o", "out"))
     lora = tmp_path / "out" / f"{NAME}.safetensors"
     assert header(lora)["ss_output_name"] == header(lora)["modelspec.title"] == NAME
@@ -41,8 +38,8 @@ def test_the_files_beside_a_lora_for_comfyui(sdpo: Run, tmp_path: Path, tiny_pip
     assert f"`{NAME}.workflow.json`" in card and "In AUTOMATIC1111 or Forge" in card
 
 
-def test_equal_exports_are_equal_files(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
-    train(sdpo, tiny_pipeline, UNET)
+def test_equal_exports_are_equal_files(sdpo: Run, tmp_path: Path, train: TrainRun, tiny_pipeline: Path) -> None:
+    train(tiny_pipeline, UNET)
     os.utime(tmp_path / "run" / "lora" / "result.json", (1_772_000_000, 1_772_000_000))
     for to in ("comfyui", "diffusers"):
         command = ("export", "run", "--to", to, "-o", "out")
@@ -56,10 +53,12 @@ def test_equal_exports_are_equal_files(sdpo: Run, tmp_path: Path, tiny_pipeline:
     assert "modelspec.title" not in header(tmp_path / "run" / "lora" / LORA)
 
 
-def test_exports_of_a_run_have_names_of_their_own(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
+def test_exports_of_a_run_have_names_of_their_own(
+    sdpo: Run, tmp_path: Path, train: TrainRun, tiny_pipeline: Path
+) -> None:
     (tmp_path / "mine.py").write_text("def redness(images, *_):\n    return images[:, 0].mean((1, 2))\n")
     rewards = "rewards={'mine:redness': 1.0, colorfulness: 0.5}"
-    train(sdpo, tiny_pipeline, UNET, "train.ema_decay=0.9", "epochs=2", "evaluate.every=1", rewards)
+    train(tiny_pipeline, UNET, *AVERAGED, rewards)
     for arguments in ((), ("--weights", "raw"), ("--epoch", "1")):
         succeeded(sdpo("export", "run", "--to", "comfyui", *arguments, "-o", "-".join(("out", *arguments))))
     start = "run-mine_redness-colorfulness"
@@ -67,10 +66,12 @@ def test_exports_of_a_run_have_names_of_their_own(sdpo: Run, tmp_path: Path, tin
     assert names == {f"{start}-e{end}.safetensors" for end in ("2", "2-raw", "1")}
 
 
-def test_the_card_of_a_lora_has_what_the_hub_shows(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
+def test_the_card_of_a_lora_has_what_the_hub_shows(
+    sdpo: Run, tmp_path: Path, train: TrainRun, tiny_pipeline: Path
+) -> None:
     model = shutil.copytree(tiny_pipeline, tmp_path / "model")
     (model / "README.md").write_text("---\nlicense: other\nlicense_name: mine\n---\n# A model\n")
-    train(sdpo, model, UNET, "evaluate.images_per_prompt=2")
+    train(model, UNET, "evaluate.images_per_prompt=2")
     succeeded(sdpo("export", "run", "--to", "diffusers", "-o", "out"))
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert (card.data.license, card.data.license_name) == ("other", "mine")
@@ -103,9 +104,9 @@ def distance(merged: Path, base: Path, lora: Path, alpha: float) -> float:
 
 
 def test_a_merged_model_says_how_far_rounding_takes_it_from_its_adapter(
-    sdpo: Run, tmp_path: Path, tiny_pipeline: Path
+    sdpo: Run, tmp_path: Path, train: TrainRun, tiny_pipeline: Path
 ) -> None:
-    train(sdpo, tiny_pipeline, UNET, "model.dtype=bfloat16", "train.learning_rate=3e-4")
+    train(tiny_pipeline, UNET, "model.dtype=bfloat16", "train.learning_rate=3e-4")
     result = succeeded(sdpo("export", "run", "--to", "merged", "-o", "out"))
     expected = distance(tmp_path / "out", tiny_pipeline, tmp_path / "run" / "lora" / LORA, 4)
     assert expected > 0.05
@@ -123,10 +124,11 @@ def test_a_merged_model_says_how_far_rounding_takes_it_from_its_adapter(
     drawn(tmp_path / "out")
 
 
-def test_the_data_type_is_that_of_a_merged_model(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
-    train(sdpo, tiny_pipeline, UNET, "lora=null", "train.learning_rate=1e-3")
-    refused = sdpo("export", "run", "--to", "diffusers", "--dtype", "float32")
-    assert refused.returncode == 2 and "use it with --to merged" in refused.stderr
+def test_the_data_type_is_that_of_a_merged_model(
+    sdpo: Run, tmp_path: Path, train: TrainRun, tiny_pipeline: Path
+) -> None:
+    train(tiny_pipeline, UNET, "lora=null", "train.learning_rate=1e-3")
+    failed(sdpo("export", "run", "--to", "diffusers", "--dtype", "float32"), "use it with --to merged")
     result = succeeded(sdpo("export", "run", "--to", "merged", "--dtype", "bfloat16", "-o", "out"))
     assert "rounding" not in result.stdout + result.stderr
     weights = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")

@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from helpers.command_line import Run
-from helpers.flow_pipelines import SIDE
+from helpers.command_line import Run, succeeded
 
-GUIDANCE = {"SanaSprintPipeline": 4.5, "LatentConsistencyModelPipeline": 2.0}
-LORA = "pytorch_lora_weights.safetensors"
 UNET = "StableDiffusionPipeline"
-
-
-def succeeded(result: Any) -> Any:
-    assert result.returncode == 0, result.stderr
-    return result
-
-
-def train(sdpo: Run, path: Path, name: str, *extra: str) -> None:
-    succeeded(
-        sdpo(
-            "train",
-            "emoji",
-            f"model={{path: {path}, height: {SIDE}, width: {SIDE}}}",
-            "epochs=1",
-            "prompts={train: [cat, dog], unseen: null}",
-            "rewards={colorfulness: 1.0}",
-            f"sample={{num_steps: 2, prompts_per_epoch: 4, guidance_scale: {GUIDANCE.get(name, 1.0)}}}",
-            "train={batch_size: 1, learning_rate: 3.0e-2}",
-            "evaluate={every: 0, steps: [2], images_per_prompt: 1, judge: null}",
-            "lora={rank: 2, alpha: 4}",
-            "algorithm={name: sdpo}",
-            *extra,
-            "--output-dir",
-            "run",
-        )
-    )
+AVERAGED = ("train.ema_decay=0.9", "epochs=2", "evaluate.every=1")
+TrainRun = Callable[..., Path]
 
 
 def snippet(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a caller in Python gives beside the configuration: a pipeline, a reward, prompts."""
+"""The objects that a caller in Python gives beside the configuration: a pipeline, a reward, prompts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sdpo.rewards.base import Reward
 
 @dataclass(frozen=True)
 class Given:
-    """The user's own objects, which take the place of what the configuration names.
+    """The user's own objects, which replace parts that the configuration names.
 
     Attributes:
         pipeline: a diffusers pipeline instead of `model`.
@@ -33,7 +33,12 @@ class Given:
         return {getattr(self.reward, "__name__", type(self.reward).__name__): self.reward}
 
     def describe(self, config: Config) -> Config:
-        """The configuration with these objects described in it, validated anew.
+        """Describe these objects in a configuration, and validate the result.
+
+        Options of rewards that the user's own reward replaces are left out.
+
+        Args:
+            config: the configuration that the caller gave.
 
         Raises:
             UserError: if the result is not a valid configuration.
@@ -43,8 +48,8 @@ class Given:
             data["prompts"] = {"train": list(self.prompts), "unseen": None}
         if self.reward is not None:
             data["rewards"] = dict.fromkeys(self.rewards, 1.0)
-            unused = set(data["reward_options"]) - {*data["rewards"], *config.evaluate.observers}
-            data["reward_options"] = {n: v for n, v in data["reward_options"].items() if n not in unused}
+            named = {*data["rewards"], *config.evaluate.observers}
+            data["reward_options"] = {name: value for name, value in data["reward_options"].items() if name in named}
         if self.pipeline is not None:
             data["model"] = describe_pipeline(config.model, self.pipeline)
         return Config.parse(data)

@@ -98,7 +98,7 @@ class _Scoring:
         micro_batch = default_samples(math.prod(backbone.latent_shape), self.processes.device)
         with matrix_precision(self.config.model.tf32):
             parts = build_model(self.config, self.processes, [p.text for p in self.prompts], backbone)
-            drawing = parts.drawing(micro_batch, self.config.sample.eta)
+            drawing = parts.drawing(micro_batch)
             found = evaluate(
                 drawing, self.prompts, self.rewards, steps=self.steps, images_per_prompt=self.images_per_prompt
             )

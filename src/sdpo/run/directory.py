@@ -40,12 +40,12 @@ class RunDirectory:
 
     @property
     def environment(self) -> Path:
-        """Versions, device, number of processes, and the format of the directory."""
+        """The versions, the device and the number of processes of a run, and the format of its directory."""
         return self.path / "environment.json"
 
     @property
     def metrics(self) -> Path:
-        """One JSON object an epoch."""
+        """The metrics, one JSON object an epoch."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -109,10 +109,11 @@ class RunDirectory:
 
     def evaluation_files(self) -> Iterator[Path]:
         """The scores of all evaluations, by epoch."""
-        yield from sorted(self.evaluations.glob(f"{_EPOCH}*.json"))
+        # By length first: the number of an epoch has four digits or more.
+        yield from sorted(self.evaluations.glob(f"{_EPOCH}*.json"), key=lambda file: (len(file.name), file.name))
 
     def evaluations_after(self, epoch: int) -> Iterator[Path]:
-        """Files and folders of evaluations after `epoch`, and of half-written ones."""
+        """Files and folders of evaluations of epochs after `epoch`, and of half-written evaluations."""
         for path in self.evaluations.glob(f"{_EPOCH}*"):
             number = path.stem.removeprefix(_EPOCH)
             if not number.isdecimal() or int(number) > epoch:
@@ -139,7 +140,7 @@ def create(path: str | Path, main: bool = True) -> RunDirectory:
 
     Args:
         path: the directory, which may exist.
-        main: whether this process creates it; the others only check its name.
+        main: whether this process creates the directory; the other processes only check its name.
 
     Raises:
         UserError: if the path is a file, or the directory cannot be created.
@@ -150,5 +151,5 @@ def create(path: str | Path, main: bool = True) -> RunDirectory:
         if main:
             Path(path).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
-        raise UserError(f"--output-dir {path} cannot be created: {error}") from error
+        raise UserError(f"--output-dir {path} cannot be created: {error}. Name another directory.") from error
     return RunDirectory(Path(path))

@@ -1,62 +1,85 @@
-"""A merged LoRA: each weight rounded once, and the distance that rounding makes measured as it is defined."""
+"""A LoRA merged into the weights: what rounding to their data type leaves of it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from torch import Tensor, nn
+from helpers.families import wrapped
+from helpers.pipelines import PIPELINES
+from safetensors.torch import load_file
+from torch import nn
 
-from sdpo.backbones.merging import merge_rounded
+from sdpo.backbones import PipelineBackbone, load_backbone
 
-SCALE = 6 / 2  # α / r
-
-
-class Network(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear, self.conv, self.other = nn.Linear(16, 8), nn.Conv2d(4, 6, 3), nn.Linear(8, 8)
+UNET = "diffusion_pytorch_model.safetensors"
 
 
-def network(dtype: torch.dtype, size: float) -> tuple[Network, dict[str, Tensor]]:
-    """A network with a LoRA on two of its layers, and the LoRA's matrices, float32."""
-    torch.manual_seed(0)
-    made = Network().to(dtype)
-    inject_adapter_in_model(LoraConfig(r=2, lora_alpha=6, target_modules=["linear", "conv"]), made)
-    shapes = {n.replace(".default", ""): p.shape for n, p in made.named_parameters() if "lora_" in n}
-    return made, {name: size * torch.randn(shape) for name, shape in shapes.items()}
+def trained(std: float, rank: int = 2) -> PipelineBackbone:
+    """A model with base weights of about 0.3 and a LoRA whose product has about std² · √rank."""
+    backbone = wrapped(PIPELINES["StableDiffusionPipeline"])
+    backbone.train_lora(rank, 2 * rank, ["to_q", "to_k", "conv1"])
+    torch.manual_seed(1)
+    for parameter in backbone.trainable_parameters().values():
+        nn.init.normal_(parameter, std=std)
+    return backbone
 
 
-def change(weights: dict[str, Tensor], layer: str) -> Tensor:
-    up, down = weights[f"{layer}.lora_B.weight"], weights[f"{layer}.lora_A.weight"]
-    return SCALE * (up.flatten(1) @ down.flatten(1))
+def base_model(path: Path) -> Path:
+    wrapped(PIPELINES["StableDiffusionPipeline"]).pipeline.save_pretrained(path / "base")
+    return path / "base"
 
 
-@pytest.mark.parametrize("size", [1.0, 0.02])
-def test_the_distance_is_that_of_the_merged_weights(size: float) -> None:
-    made, weights = network(torch.bfloat16, size)
-    base = {layer: getattr(made, layer).base_layer.weight.data.clone() for layer in ("linear", "conv")}
-    found = merge_rounded(made, weights, torch.bfloat16)
-    lost = total = 0.0
-    for layer, before in base.items():
-        after, expected = getattr(made, layer).base_layer.weight, change(weights, layer)
-        assert after.dtype == torch.bfloat16
-        rounded = (before.float() + expected.view_as(before)).bfloat16()
-        assert torch.equal(after, rounded)
-        lost += ((after.float() - before.float()).flatten(1) - expected).square().sum().item()
-        total += expected.square().sum().item()
-    assert found == pytest.approx((lost / total) ** 0.5, rel=1e-4)
-    assert (0.0005 < found < 0.02) if size == 1 else found > 0.05
+def deltas(backbone: PipelineBackbone) -> dict[str, torch.Tensor]:
+    """(α / r) · B·A of each module, in float64."""
+    parameters = {name: p.detach().double() for name, p in backbone.trainable_parameters().items()}
+    return {
+        name.replace(".lora_A.default", ""): 2
+        * torch.einsum("or,ri...->oi...", parameters[name.replace("lora_A", "lora_B")].flatten(1), down)
+        for name, down in parameters.items()
+        if ".lora_A." in name
+    }
 
 
-def test_float32_keeps_the_change_of_a_bfloat16_model() -> None:
-    made, weights = network(torch.bfloat16, 0.02)
-    before = made.linear.base_layer.weight.data.float().clone()  # type: ignore[union-attr,operator]
-    assert merge_rounded(made, weights, torch.float32) < 1e-4
-    after = made.linear.base_layer.weight  # type: ignore[union-attr]
-    torch.testing.assert_close(after - before, change(weights, "linear"), rtol=1e-3, atol=1e-7)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("loaded", [True, False])
+@pytest.mark.parametrize("std", [0.3, 0.02])
+def test_the_difference_is_that_of_the_written_weights(
+    std: float, loaded: bool, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Of a LoRA that was trained, and of one that bfloat16 rounded when it was loaded."""
+    base = base_model(tmp_path)
+    backbone, wanted = trained(std), deltas(trained(std))
+    if loaded:
+        backbone.save(tmp_path)
+        backbone = load_backbone(str(base), dtype=dtype)
+        backbone.load_lora(tmp_path / "lora")
+    difference = backbone.save_merged(tmp_path / "merged", dtype)
+    before, after = load_file(base / "unet" / UNET), load_file(tmp_path / "merged" / "unet" / UNET)
+    assert before.keys() == after.keys() and all(weight.dtype == dtype for weight in after.values())
+    error = size = 0.0
+    for name, weight in before.items():
+        kept = after[name].double() - weight.to(dtype).double()
+        if name not in wanted:
+            assert not kept.any()
+            continue
+        error += (kept - wanted[name].reshape(kept.shape)).square().sum().item()
+        size += wanted[name].square().sum().item()
+    relative = (error / size) ** 0.5
+    assert difference == pytest.approx(relative, rel=0.02, abs=1e-3)
+    smallest = {torch.float32: 0.0, torch.float16: 1e-4, torch.bfloat16: 0.05 if std == 0.02 else 1e-3}
+    assert smallest[dtype] <= relative < 1 and (dtype != torch.float32 or relative < 1e-4)
+    load_backbone(str(tmp_path / "merged"), dtype=dtype)
 
 
-def test_a_lora_without_effect() -> None:
-    made, weights = network(torch.bfloat16, 0.0)
-    assert merge_rounded(made, weights, torch.bfloat16) == 0.0
+def test_a_lora_of_zeros_differs_by_nothing(tmp_path: Path) -> None:
+    assert trained(0.0).save_merged(tmp_path / "merged", torch.bfloat16) == 0
+
+
+def test_a_model_without_a_lora_is_written_as_it_is(tmp_path: Path) -> None:
+    backbone = wrapped(PIPELINES["StableDiffusionPipeline"])
+    before = {name: weight.clone() for name, weight in backbone.network_module.state_dict().items()}
+    assert backbone.save_merged(tmp_path / "merged", torch.float32) == 0
+    after = load_file(tmp_path / "merged" / "unet" / UNET)
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())

@@ -89,7 +89,7 @@ def test_a_rule_has_one_bound(bounds: dict[str, Any], words: str) -> None:
 
 
 def test_what_was_not_measured_is_named() -> None:
-    with pytest.raises(UserError, match="no monitor/kl_to_base/1.*There are: eval/x/1"):
+    with pytest.raises(UserError, match="no monitor/kl_to_base/1.*Use one of: eval/x/1"):
         guarded({"metric": "monitor/kl_to_base/1", "above": 1})
     with pytest.raises(UserError, match="is 0 for the base model: leave out relative_to"):
         guarded(HALVED, base={"monitor/diversity/4": 0.0})

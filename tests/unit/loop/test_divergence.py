@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.one_process import OneProcess
 from helpers.plane_model import Plane, optimize
 from helpers.updates import update_settings
 
@@ -60,7 +61,7 @@ def run(updater: PolicyUpdate) -> UpdateResult:
 
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_skips_its_step_and_no_other(factor: float) -> None:
+def test_a_loss_that_is_not_finite_skips_its_step_and_no_other(factor: float, caplog: pytest.LogCaptureFixture) -> None:
     # Six optimizer steps of two micro-batches each; the fourth step has the bad one.
     skipping, expected = make(Spoiled(at=7, factor=factor)), make(Spoiled())
     step = expected.optimization.optimizer.step
@@ -83,11 +84,23 @@ def test_a_loss_that_is_not_finite_skips_its_step_and_no_other(factor: float) ->
     assert found is not None and found.optimizer_step == 3 and found.what.startswith("the loss of step ")
     assert sum(f"prompt {p!r}" in found.what for p in PROMPTS) == 1
     assert undisturbed.watch.first() is None
-    assert (
-        skipping.check(skipped, list)
-        == f"{found.what} was not finite; its optimizer step, and others like it, were skipped"
-    )
-    assert expected.check(undisturbed, list) is None
+    expected.check(undisturbed, 5, OneProcess())
+    skipping.check(skipped, 5, OneProcess(is_main=False))
+    assert not caplog.messages
+    skipping.check(skipped, 5, OneProcess())
+    assert caplog.messages == [
+        f"epoch 5: {found.what} was not finite; its optimizer step, and others like it, were skipped"
+    ]
+
+
+def test_a_skipped_step_is_warned_of_before_a_weight_ends_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    updater = make(Spoiled(at=7))
+    result = run(updater)
+    with torch.no_grad():
+        updater.optimization.parameters[0].fill_(float("inf"))
+    with pytest.raises(NotFiniteError, match="the weight shift"):
+        updater.check(result, 5, OneProcess())
+    assert len(caplog.messages) == 1 and "were skipped" in caplog.messages[0]
 
 
 def test_a_gradient_names_its_parameter() -> None:

@@ -155,8 +155,8 @@ def write_weights(
             saved = backbone.save(Path(scratch))
         if to == "merged" and (config.lora is not None or dtype is not None):
             dtype = dtype or config.model.dtype
-            lora_file = None if config.lora is None else saved / _LORA_FILE
-            return WrittenModel(backbone, name, None, dtype, backbone.save_merged(place, DTYPES[dtype], lora_file))
+            difference = backbone.save_merged(place, DTYPES[dtype])
+            return WrittenModel(backbone, name, None, dtype, None if config.lora is None else difference)
         if to == "comfyui":
             file = f"{name}.safetensors"
             backbone.save_comfyui(saved / _LORA_FILE, place / file)

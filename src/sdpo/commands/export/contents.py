@@ -1,4 +1,4 @@
-"""What an export holds, for its model card."""
+"""The description of an export for its model card."""
 
 from __future__ import annotations
 

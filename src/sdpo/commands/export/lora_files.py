@@ -1,4 +1,4 @@
-"""What other programs show of an exported LoRA: the header of its file, and the files that lie beside it."""
+"""The labels of an exported LoRA for other programs: the header of its file, and the files that lie beside it."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -112,17 +112,16 @@ def workflow(backbone: PipelineBackbone, config: Config, exported: Exported) -> 
         config: the run's configuration.
         exported: what the export's model card describes; it has a LoRA.
     """
-    sampling = _sampling(backbone, config)
-    if sampling is None:
+    name, sampling = type(backbone.pipeline).__name__, _sampling(backbone, config)
+    if name not in _BASE_MODELS or sampling is None:
         return None
-    graph = Graph()
-    model, clip, vae = _load(graph, backbone, config)
+    graph, (load, latent_node) = Graph(), _BASE_MODELS[name]
+    model, clip, vae = load(graph, backbone, config)
     for file, strength in _loras(config, exported):
         (model,) = graph.add("LoraLoaderModelOnly", [file, strength], ["MODEL"], model=model)
     (positive,) = graph.add("CLIPTextEncode", [exported.prompt], ["CONDITIONING"], clip=clip)
     (negative,) = graph.add("CLIPTextEncode", [""], ["CONDITIONING"], clip=clip)
     height, width = exported.size
-    latent_node = "EmptyLatentImage" if backbone.component == "unet" else "EmptySD3LatentImage"
     (latent,) = graph.add(latent_node, [width, height, 1], ["LATENT"])
     (samples,) = graph.add(
         "KSampler",
@@ -140,30 +139,41 @@ def workflow(backbone: PipelineBackbone, config: Config, exported: Exported) -> 
 
 def _sampling(backbone: PipelineBackbone, config: Config) -> tuple[str, str] | None:
     """Return ComfyUI's sampler and scheduler that draw as the pipeline's own call; None where none is known to."""
-    pipeline, changed = backbone.pipeline, set(config.model.scheduler or {}) - {"name"}
-    scheduler = pipeline.scheduler
-    if backbone.guidance != "classifier-free" or changed - {"timestep_spacing"}:
+    scheduler, changed = backbone.pipeline.scheduler, set(config.model.scheduler or {})
+    if backbone.guidance != "classifier-free" or changed - {"name", "timestep_spacing"}:
         return None
     if backbone.component == "unet":
-        names = _SAMPLERS.get(type(scheduler).__name__), _SPACINGS.get(scheduler.config.get("timestep_spacing"))
-        return None if None in names else names  # type: ignore[return-value]
-    fixed_shift = type(pipeline).__name__ in ("FluxPipeline", "ZImagePipeline") and not (
-        scheduler.config.use_dynamic_shifting
-    )
-    return ("euler", "simple") if fixed_shift else None
+        sampler = _SAMPLERS.get(type(scheduler).__name__)
+        spacing = _SPACINGS.get(scheduler.config.get("timestep_spacing"))
+        return (sampler, spacing) if sampler and spacing else None
+    return None if scheduler.config.get("use_dynamic_shifting") else ("euler", "simple")
 
 
-def _load(graph: Graph, backbone: PipelineBackbone, config: Config) -> list[Output]:
-    """Add the nodes that load the base model; returns its network, its text encoders and its VAE."""
-    if type(backbone.pipeline).__name__ != "ZImagePipeline":
-        name = config.model.path.rstrip("/").rsplit("/", 1)[-1]
-        return graph.add("CheckpointLoaderSimple", [f"{name}.safetensors"], ["MODEL", "CLIP", "VAE"])
+def _load_checkpoint(graph: Graph, backbone: PipelineBackbone, config: Config) -> list[Output]:
+    """Add the node that loads network, text encoders and VAE from one file."""
+    del backbone
+    name = config.model.path.rstrip("/").rsplit("/", 1)[-1]
+    return graph.add("CheckpointLoaderSimple", [f"{name}.safetensors"], ["MODEL", "CLIP", "VAE"])
+
+
+def _load_z_image(graph: Graph, backbone: PipelineBackbone, config: Config) -> list[Output]:
+    """Add the nodes that load Z-Image-Turbo from the files of Comfy-Org, and shift its schedule."""
+    del config
     (loaded,) = graph.add("UNETLoader", ["z_image_turbo_bf16.safetensors", "default"], ["MODEL"])
     (clip,) = graph.add("CLIPLoader", ["qwen_3_4b.safetensors", "lumina2", "default"], ["CLIP"])
     (vae,) = graph.add("VAELoader", ["ae.safetensors"], ["VAE"])
     shift = backbone.pipeline.scheduler.config.shift
     (model,) = graph.add("ModelSamplingAuraFlow", [shift], ["MODEL"], model=loaded)
     return [model, clip, vae]
+
+
+_BASE_MODELS: dict[str, tuple[Callable[[Graph, PipelineBackbone, Config], list[Output]], str]] = {
+    "StableDiffusionPipeline": (_load_checkpoint, "EmptyLatentImage"),
+    "StableDiffusionXLPipeline": (_load_checkpoint, "EmptyLatentImage"),
+    "FluxPipeline": (_load_checkpoint, "EmptySD3LatentImage"),
+    "ZImagePipeline": (_load_z_image, "EmptySD3LatentImage"),
+}
+"""The loading of the base model, and the node that makes latents, by pipeline class."""
 
 
 def _loras(config: Config, exported: Exported) -> list[tuple[str, float]]:

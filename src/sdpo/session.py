@@ -108,7 +108,7 @@ class Session:
         self._resume()
         self._trackers.start()
         if self.epoch == 0:
-            metrics = self._evaluate(0, self.counters)
+            metrics = self.evaluate(0, self.counters)
             self._rules.start(self._evaluations.base_metrics(), [])
             self._notify(self._parts.callbacks.on_evaluate, 0, metrics)
 
@@ -136,16 +136,17 @@ class Session:
 
     # -- evaluate ------------------------------------------------------------------------------------------
 
-    def evaluate_if_due(self, epoch: int, counters: Counters) -> dict[str, float]:
-        """Evaluate the weights after an epoch if the settings ask for it; returns the metrics, else an empty mapping.
+    def evaluate(self, epoch: int, counters: Counters, full: bool = False) -> dict[str, float]:
+        """Evaluate the weights after an epoch, and write the evaluation's files.
 
         Args:
-            epoch: the epoch, from 1.
+            epoch: the epoch; 0 is the base model.
             counters: the costs of the run up to and including the epoch.
-        """
-        return self._evaluate(epoch, counters) if self._parts.evaluator.is_due(epoch) else {}
+            full: draw as many images as at the ends of a run, and the unseen prompts too.
 
-    def _evaluate(self, epoch: int, counters: Counters, full: bool = False) -> dict[str, float]:
+        Returns:
+            The metrics of the evaluation.
+        """
         parts = self._parts
         drawing = parts.drawing(self.micro_batches.sample * parts.algorithm.branches)
         with parts.precision():
@@ -271,7 +272,7 @@ class Session:
         if best is not None:
             checkpoint = self._store.load(best)
             self._parts.optimization.take(checkpoint.weights, checkpoint.ema)
-            metrics = self._evaluate(best, Counters(**checkpoint.state["counters"]), full=True)
+            metrics = self.evaluate(best, Counters(**checkpoint.state["counters"]), full=True)
             self._notify(self._parts.callbacks.on_evaluate, best, metrics)
             chosen = f"of epoch {best}, the best checkpoint at which no rule held"
         else:

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from sdpo.assembly import Parts, build
 from sdpo.assembly.checks import check_names
-from sdpo.assembly.given import Given
 from sdpo.assembly.processes import join_processes
+from sdpo.assembly.user_objects import Given
 from sdpo.config import Config
 from sdpo.loop.clock import Clock
-from sdpo.loop.collect import normalize, sample_and_score
+from sdpo.loop.collect import sample_and_score
 from sdpo.loop.counters import Counters
 from sdpo.loop.epoch_row import epoch_row
+from sdpo.loop.normalization import normalize
 from sdpo.loop.policy_update import Metrics
 from sdpo.loop.scoring import Scores
 from sdpo.method.types import Trajectories
@@ -110,7 +111,8 @@ class Trainer:
             )
             counters = session.counters.plus(spent, parts.processes)
             row = epoch_row(epoch, counters, metrics, scores, parts.optimization.learning_rate, parts.processes)
-            row |= session.evaluate_if_due(epoch, counters)
+            if parts.evaluator.is_due(epoch):
+                row |= session.evaluate(epoch, counters)
         session.save(epoch, row, counters)
         return row
 

@@ -207,7 +207,9 @@ class Run:
         session, epoch = self.session, self.session.epoch + 1
         self.optimizer.value = self.optimizer.value + 1
         counters = dataclasses.replace(session.counters, images=session.counters.images + 10)
-        row = {"epoch": epoch, **vars(counters), **session.evaluate_if_due(epoch, counters)}
+        row = {"epoch": epoch, **vars(counters)}
+        if session._parts.evaluator.is_due(epoch):
+            row |= session.evaluate(epoch, counters)
         session.save(epoch, row, counters)
 
     def train(self, before_epoch: Callable[[int], None] = lambda epoch: None) -> None:

@@ -11,7 +11,6 @@ import torch
 
 from sdpo.assembly.callbacks import Callback, Callbacks
 from sdpo.assembly.checks import check_density
-from sdpo.assembly.given import Given
 from sdpo.assembly.micro_batches import choose_micro_batches, decode_batch
 from sdpo.assembly.model import (
     compile_network,
@@ -24,6 +23,7 @@ from sdpo.assembly.model import (
 from sdpo.assembly.parts import ModelParts, Parts
 from sdpo.assembly.rewards import load_rewards
 from sdpo.assembly.update import first_step_is_shared, make_update
+from sdpo.assembly.user_objects import Given
 from sdpo.backbones import Backbone, PipelineBackbone
 from sdpo.config import Config
 from sdpo.config.named import build_named

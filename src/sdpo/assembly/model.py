@@ -13,7 +13,7 @@ from sdpo.config import Config
 from sdpo.config.sections import ModelConfig
 from sdpo.distributed.launch import loading_everywhere
 from sdpo.errors import UserError, cause
-from sdpo.loop.micro_batch import sampling_call, update_call
+from sdpo.loop.micro_batch_search import sampling_call, update_call
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.method.denoisers import Denoiser
 from sdpo.run.directory import RunDirectory

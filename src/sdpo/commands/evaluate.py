@@ -18,7 +18,7 @@ from sdpo.distributed.processes import Processes
 from sdpo.errors import UserError
 from sdpo.evaluation.evaluate import evaluate
 from sdpo.evaluation.record import ImageScores
-from sdpo.loop.micro_batch import default_samples
+from sdpo.loop.micro_batch_search import default_samples
 from sdpo.prompts import Prompt, load_prompts
 from sdpo.report.stats import paired_gain
 from sdpo.rewards.base import PlacedReward

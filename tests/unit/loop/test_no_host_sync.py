@@ -27,7 +27,7 @@ IN_THE_LOOPS: dict[str, set[str] | None] = {
     "loop/policy.py": {"transition", "take", "to_device", "autocast"},
     "loop/policy_update.py": {"_accumulate", "_step_gradients", "_trajectory_gradients"},
     "loop/step_batch.py": None,
-    "loop/shared_step.py": {"network_rows"},
+    "loop/shared_first_step.py": {"network_rows"},
     "loop/optimizer.py": {"backward", "step", "_advance", "_reduce", "_average_gradients", "_average"},
     "method/gaussian.py": None,
     "method/credit.py": {"temporal_weights"},

@@ -12,7 +12,7 @@ from helpers.updates import plane_update, run_update, shift
 from torch import Tensor
 
 from sdpo.loop.policy_update import PolicyUpdate
-from sdpo.loop.shared_step import network_rows
+from sdpo.loop.shared_first_step import network_rows
 from sdpo.loop.visits import Visits
 from sdpo.method.algorithms import D3PO, SDPO, Algorithm
 from sdpo.method.types import LossOutput, StepBatch

@@ -13,7 +13,7 @@ from helpers.written_runs import change_evaluation, write_rows
 
 from sdpo.report import write_report
 from sdpo.report.axis_ticks import tick_labels, ticks
-from sdpo.report.formatting import decimals_for, duration, number
+from sdpo.report.formatting import decimals_for, duration, number, percent
 from sdpo.report.reader import read_run
 from sdpo.report.stats import average_neighbours, before_and_after, learning_curve, paired_gain, score_names
 
@@ -48,6 +48,8 @@ def test_numbers_read_well() -> None:
     assert number(-0.5, 2, sign=True) == "−0.50" and number(0.5, 1, sign=True) == "+0.5"
     assert number(math.inf, 2) == "not finite"
     assert decimals_for([0.0123], [0.5]) == 3 and decimals_for([math.nan], [12.3]) == 2
+    shares = (0.476, 0.0137, 1.5, 0.0, 9e-5)
+    assert [percent(s) for s in shares] == ["48 %", "1.4 %", "150 %", "less than 0.01 %", "less than 0.01 %"]
     assert [duration(s) for s in (5, 100, 4000)] == ["5 s", "2 min", "1 h 07 min"]
     assert average_neighbours([1.0, 2.0, 3.0], [1.0, 3.0, 5.0], limit=2) == ([1.5, 3.0], [2.0, 5.0], 2)
 

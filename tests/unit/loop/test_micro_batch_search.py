@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sdpo.loop import micro_batch
+from sdpo.loop import micro_batch_search as micro_batch
 
 DEVICE = torch.device("cuda")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sdpo import Config
-from sdpo.assembly.given import Given
 from sdpo.assembly.model import IN_PYTHON
+from sdpo.assembly.user_objects import Given
 from sdpo.errors import UserError
 
 

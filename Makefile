@@ -1,11 +1,12 @@
 # make demo     train the embedded model and write its report
-# make test     lint, types, layers, all tests
+# make test     lint, types, layers, all tests, in two processes (WORKERS=4: in four)
 # make layers   check that imports only go down the layers (pyproject.toml, [tool.importlinter])
 # make audit    list known vulnerabilities of the installed packages; needs a network
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
+WORKERS ?= 2
 
 .PHONY: demo test lint types layers audit clean
 
@@ -19,7 +20,7 @@ demo: $(BIN)/.installed
 	$(BIN)/sdpo train emoji --output-dir $(RUN)
 
 test: lint types layers
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check src tests tools examples

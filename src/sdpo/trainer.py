@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdpo.assembly import Parts, build
 from sdpo.assembly.checks import check_names
-from sdpo.assembly.given import Given
+from sdpo.assembly.given import Given, GivenPrompts
 from sdpo.config import Config
 from sdpo.distributed.processes import Processes
 from sdpo.loop.clock import Clock
@@ -36,7 +36,8 @@ class Trainer:
         config: the configuration; None is the preset `emoji`.
         pipeline: the user's own diffusers pipeline, instead of `config.model`.
         reward: the user's own callable `(images, prompts, metadata) → scores`, instead of `config.rewards`.
-        prompts: the user's own prompts, instead of `config.prompts`.
+        prompts: prompts instead of `config.prompts`: a list of them, a named set or a file, or a mapping of `train` and
+            `unseen` to any of these.
         clock: counts the seconds of the phases of an epoch.
 
     Attributes:
@@ -54,12 +55,12 @@ class Trainer:
         *,
         pipeline: Any = None,
         reward: Reward | Callable[..., Any] | None = None,
-        prompts: Sequence[str] | None = None,
+        prompts: GivenPrompts | None = None,
         clock: Clock | None = None,
     ) -> None:
         given = Given(pipeline, reward, prompts)
         self.config = given.describe(config or Config.load())
-        check_names(self.config, given.rewards)
+        check_names(self.config, given.rewards(self.config))
         processes = Processes(self.config.device, sharded=True)
         run = directory.create(self.config.output_dir or "runs/latest", processes.is_main)
         lock = RunLock(run.lock) if processes.is_main else contextlib.nullcontext()

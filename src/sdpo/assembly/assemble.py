@@ -91,7 +91,7 @@ def build(
     backbone = _trainable_backbone(config, processes, given, sharding)
     denoiser = training_schedule(config, backbone)
     names = [*config.rewards, *config.evaluate.observers] if with_rewards else []
-    rewards = load_rewards(config, dict.fromkeys(names), processes.device, given.rewards)
+    rewards = load_rewards(config, dict.fromkeys(names), processes.device, given.rewards(config))
     trained = {name: rewards[name] for name in config.rewards} if with_rewards else {}
     model = build_model(config, processes, [p.text for p in [*train, *unseen]], backbone)
     precision = partial(matrix_precision, config.model.tf32)

@@ -17,12 +17,10 @@ from sdpo.loop.micro_batch import sampling_call, update_call
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.method.denoisers import Denoiser
 from sdpo.run.directory import RunDirectory
+from sdpo.system.dotted_path import IN_PYTHON
 from sdpo.system.log import logger
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-IN_PYTHON = "(in Python)"
-"""The `model.path` of a run whose pipeline does not say where it came from."""
 
 
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:

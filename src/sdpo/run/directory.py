@@ -9,6 +9,9 @@ from pathlib import Path
 
 from sdpo.errors import UserError
 
+DEFAULT = "runs/latest"
+"""The directory of a run in Python whose configuration names none."""
+
 _EPOCH = "epoch_"
 _STEPS = "steps_"
 

@@ -22,8 +22,9 @@ from sdpo.loop.policy_update import UpdateResult
 from sdpo.loop.scoring import Scores
 from sdpo.method.types import Trajectories
 from sdpo.rewards.base import Reward
-from sdpo.run import directory
+from sdpo.run.directory import DEFAULT
 from sdpo.run.environment import check_format
+from sdpo.run.ownership import create
 from sdpo.run.progress import ProgressBar
 from sdpo.session import Session
 from sdpo.system.lock import RunLock
@@ -62,7 +63,7 @@ class Trainer:
         self.config = given.describe(config or Config.load())
         check_names(self.config, given.rewards(self.config))
         processes = Processes(self.config.device, sharded=True)
-        run = directory.create(self.config.output_dir or "runs/latest", processes.is_main)
+        run = create(self.config.output_dir or DEFAULT, self.config, processes.is_main)
         lock = RunLock(run.lock) if processes.is_main else contextlib.nullcontext()
         with lock:  # another process that holds it is reported now, not when the models are loaded
             check_format(run)

@@ -41,8 +41,11 @@ def _describe(config: Config) -> None:
     from sdpo.estimate.cost import describe_batches, describe_cost
     from sdpo.estimate.memory_peaks import describe_memory
     from sdpo.estimate.preflight import check_references
+    from sdpo.run.directory import RunDirectory
+    from sdpo.run.ownership import check_directory
 
     check_references(config)
+    check_directory(RunDirectory(Path(str(config.output_dir))), config)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     lines = (describe_batches(config, processes), describe_cost(config), describe_memory(config, processes))
     say(config.to_yaml(), end="")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from sdpo.errors import UserError
 
 DEFAULT = "runs/latest"
 """The directory of a run in Python whose configuration names none."""
 
 _EPOCH = "epoch_"
+_EVALUATION = re.compile(rf"{_EPOCH}(?P<epoch>\d{{4,}})(?P<end>|\.json|\.json\.tmp)", re.ASCII)
 _STEPS = "steps_"
 
 
@@ -67,6 +66,11 @@ class RunDirectory:
         return self.path / ".lock"
 
     @property
+    def trackers(self) -> Path:
+        """The names under which trackers know this run, so that a resumed run continues there."""
+        return self.path / "trackers.json"
+
+    @property
     def lora(self) -> Path:
         """The result of a run that trains a LoRA."""
         return self.path / "lora"
@@ -111,14 +115,14 @@ class RunDirectory:
         return self.evaluations / f"{_EPOCH}{epoch:04d}.json"
 
     def evaluation_files(self) -> Iterator[Path]:
-        """The scores of all evaluations, by epoch."""
-        yield from sorted(self.evaluations.glob(f"{_EPOCH}*.json"))
+        """The scores of all evaluations, by epoch; other files beside them are not the run's."""
+        yield from sorted(p for p in self.evaluations.glob(f"{_EPOCH}*.json") if _EVALUATION.fullmatch(p.name))
 
     def evaluations_after(self, epoch: int) -> Iterator[Path]:
-        """Files and folders of evaluations after `epoch`, and of half-written ones."""
+        """Files and folders of evaluations after `epoch`, and half-written files; none that is not the run's."""
         for path in self.evaluations.glob(f"{_EPOCH}*"):
-            number = path.stem.removeprefix(_EPOCH)
-            if not number.isdecimal() or int(number) > epoch:
+            name = _EVALUATION.fullmatch(path.name)
+            if name is not None and (name["end"] == ".json.tmp" or int(name["epoch"]) > epoch):
                 yield path
 
     def export(self, form: str) -> Path:
@@ -135,23 +139,3 @@ def strips(evaluation: Path) -> dict[int, Path]:
     """All pictures of an evaluation by number of steps, ascending."""
     found = {file.stem.removeprefix(_STEPS): file for file in evaluation.with_suffix("").glob(f"{_STEPS}*.png")}
     return {steps: found[str(steps)] for steps in sorted(int(name) for name in found if name.isdecimal())}
-
-
-def create(path: str | Path, main: bool = True) -> RunDirectory:
-    """Create a run's directory.
-
-    Args:
-        path: the directory, which may exist.
-        main: whether this process creates it; the others only check its name.
-
-    Raises:
-        UserError: if the path is a file, or the directory cannot be created.
-    """
-    if os.path.isfile(path):
-        raise UserError(f"--output-dir {path} is a file: name a new or existing directory")
-    try:
-        if main:
-            Path(path).mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:  # ValueError: a name with a null character
-        raise UserError(f"--output-dir {path} cannot be created: {error}") from error
-    return RunDirectory(Path(path))

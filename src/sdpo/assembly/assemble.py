@@ -20,6 +20,7 @@ from sdpo.assembly.model import (
     load_model,
     make_trainable,
     matrix_precision,
+    warn_of_truncated,
 )
 from sdpo.assembly.parts import ModelParts, Parts
 from sdpo.assembly.rewards import load_rewards
@@ -93,7 +94,9 @@ def build(
     names = [*config.rewards, *config.evaluate.observers] if with_rewards else []
     rewards = load_rewards(config, dict.fromkeys(names), processes.device, given.rewards(config))
     trained = {name: rewards[name] for name in config.rewards} if with_rewards else {}
-    model = build_model(config, processes, [p.text for p in [*train, *unseen]], backbone)
+    texts = [p.text for p in [*train, *unseen]]
+    warn_of_truncated(backbone, texts)
+    model = build_model(config, processes, texts, backbone)
     precision = partial(matrix_precision, config.model.tf32)
     with precision():
         compile_network(config, backbone, model.policy, denoiser, model.embeddings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from sdpo.assembly.model import load_model, load_tuned, matrix_precision
+from sdpo.assembly.model import load_model, load_tuned, matrix_precision, warn_of_truncated
 from sdpo.commands.target import open_target
 from sdpo.distributed.processes import Processes
 from sdpo.errors import UserError
@@ -33,6 +33,7 @@ def sample_target(target: str, prompt: str, steps: int, seed: int, compare: bool
         models.append(load_model(config, place))
     if found.run is not None:
         models.append(load_tuned(config, found.run, place))
+    warn_of_truncated(models[0], [prompt])
     images: list[Image.Image] = []
     with matrix_precision(config.model.tf32):
         for backbone in models:

@@ -130,8 +130,8 @@ def warn_of_truncated(backbone: PipelineBackbone, prompts: Iterable[str]) -> Non
     if not is_main_process() or not (cut := backbone.truncated(texts)):
         return
     logger.warning(
-        "%d of %d prompts: longer than the model's text encoder reads (%d tokens, with those that the pipeline adds); what "
-        "comes later has no effect on the images. The first is %r.",
+        "%d of %d prompts: longer than the model's text encoder reads (%d tokens, with those that the pipeline adds); "
+        "what comes later has no effect on the images. The first is %r.",
         *(len(cut), len(texts), max(backbone.token_limits().values()), f"{cut[0][:_EXAMPLE]}…"),
     )
 

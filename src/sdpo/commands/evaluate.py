@@ -23,7 +23,17 @@ from sdpo.prompts import Prompt, load_prompts
 from sdpo.report.stats import paired_gain
 from sdpo.rewards.base import PlacedReward
 from sdpo.rewards.registry import REWARDS
+from sdpo.run.directory import RunDirectory
 from sdpo.system.dotted_path import is_dotted
+
+WRITTEN = ("prompts", "seeds", "base", "summary")
+"""Keys of every result, by which its file is recognised."""
+
+
+def default_output(target: str) -> Path | None:
+    """The file for the result where the user names none; None for a model, whose result is only printed."""
+    run = RunDirectory(Path(target))
+    return run.evaluate_output if run.is_run else None
 
 
 def evaluate_target(

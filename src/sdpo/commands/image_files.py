@@ -62,7 +62,7 @@ def read_image(path: Path) -> ReadImage:
         transparent = False
         if upright.has_transparency_data:
             layer = upright.convert("RGBA")
-            transparent = layer.getextrema()[3][0] < 255
+            transparent = np.asarray(layer)[..., 3].min() < 255
             upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
         pixels = torch.from_numpy(np.array(upright.convert("RGB")))
         return ReadImage(pixels.permute(2, 0, 1).float() / 255, transparent)

@@ -20,6 +20,9 @@ from sdpo.system.log import logger
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 """The endings of the image files that are searched for in a folder."""
 
+WRITTEN = ("image", "prompt")
+"""Keys of every row of scores, by which their file is recognised."""
+
 
 @dataclass(frozen=True)
 class Item:

@@ -60,7 +60,7 @@ def check_directory(run: RunDirectory, config: Config) -> None:
                     "--output-dir"
                 )
     found = _contents(run.path)
-    if found and not _is_of_a_run(run, found):
+    if found and not is_of_a_run(run) and not _only_began(run, found):
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise UserError(
             f"--output-dir {run.path} cannot be written to: it is no run's directory and holds "
@@ -76,12 +76,11 @@ def holds_results(run: RunDirectory) -> bool:
 
 def _sources(config: Config) -> Iterable[str]:
     """The models and LoRAs that a run starts from, as the configuration names them."""
-    starts = (
-        config.model.path,
-        config.model.fuse_lora and config.model.fuse_lora.path,
-        config.lora and config.lora.path,
-    )
-    return filter(None, starts)
+    yield config.model.path
+    if config.model.fuse_lora is not None:
+        yield config.model.fuse_lora.path
+    if config.lora is not None and config.lora.path is not None:
+        yield config.lora.path
 
 
 def _contents(path: Path) -> list[str]:
@@ -92,13 +91,16 @@ def _contents(path: Path) -> list[str]:
         raise UserError(f"--output-dir {path} cannot be read: {cause(error)}") from error
 
 
-def _is_of_a_run(run: RunDirectory, found: Iterable[str]) -> bool:
-    """Whether a run made the directory: its environment or a checkpoint tells, or that it holds no more than a start.
+def is_of_a_run(run: RunDirectory) -> bool:
+    """Whether a run made the directory, as its environment or a checkpoint tells.
 
     A `config.yaml` tells nothing: users write such files, and other programs too.
     """
-    if _names_sdpo(run.environment) or any(run.checkpoints.glob("[0-9]*/checksums.json")):
-        return True
+    return _names_sdpo(run.environment) or any(run.checkpoints.glob("[0-9]*/checksums.json"))
+
+
+def _only_began(run: RunDirectory, found: Iterable[str]) -> bool:
+    """Whether a directory's contents are no more than a run leaves that ended before it had written its environment."""
     files = (run.lock, run.staging, run.config, *(p.with_name(f"{p.name}.tmp") for p in (run.config, run.environment)))
     return set(found) <= {file.name for file in files} and (not run.is_run or _is_resolved(run.config))
 

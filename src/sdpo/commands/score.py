@@ -15,7 +15,7 @@ from sdpo.errors import UserError
 from sdpo.rewards.base import PlacedReward
 from sdpo.rewards.descriptions import DESCRIPTIONS
 from sdpo.rewards.registry import load_reward, option_names
-from sdpo.system.log import logger
+from sdpo.system.log import is_main_process, logger
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 """The endings of the image files that are searched for in a folder."""
@@ -118,7 +118,7 @@ def score_files(
         for name, reward in callables.items():
             for i, score in zip(indices, reward(pixels, prompts, [{} for _ in indices]).tolist(), strict=True):
                 rows[i][name] = score
-    if transparent:
+    if transparent and is_main_process():
         text = "transparent pixels are scored as white, in %d of %d images: %s%s"
         logger.warning(text, len(transparent), len(items), transparent[0], ", …" if len(transparent) > 1 else "")
     return rows

@@ -7,21 +7,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from helpers.command_line import Run
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test may look for a network
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: the workers share the cores
+pytest.register_assert_rewrite("helpers")  # before a fixture imports them, or sdpo, for which the same holds
 
-from sdpo.cli.main import main
-
-
-@pytest.fixture(scope="session")
-def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A StableDiffusionPipeline of random weights on disk, with the embedded model's tokenizer."""
-    from helpers.pipelines import write_pipeline
-
-    return write_pipeline("StableDiffusionPipeline", tmp_path_factory.mktemp("model") / "tiny")
+if TYPE_CHECKING:
+    from helpers.command_line import Run
+    from helpers.trained_runs import TrainedRuns
 
 
 @pytest.fixture(scope="session")
@@ -39,12 +36,27 @@ def pipeline_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def tiny_pipeline(pipeline_path: Callable[[str], Path]) -> Path:
+    """A StableDiffusionPipeline of random weights on disk, with the embedded model's tokenizer."""
+    return pipeline_path("StableDiffusionPipeline")
+
+
+@pytest.fixture(scope="session")
+def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> TrainedRuns:
+    """Finished runs for tests that begin with one."""
+    from helpers.trained_runs import TrainedRuns
+
+    return TrainedRuns(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="session")
 def tiny_overrides(tiny_pipeline: Path) -> list[str]:
     """Overrides that make a run of `emoji` take seconds."""
     return [
         f"model.path={tiny_pipeline}",
         "epochs=2",
+        "lora={rank: 2, alpha: 4}",
         "prompts={train: [cat, dog, fox], unseen: null}",
         "rewards={colorfulness: 1.0}",
         "sample={num_steps: 3, prompts_per_epoch: 8}",
@@ -69,6 +81,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def sdpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """The command line's entry point, in an empty directory. Starting Python for each call would cost minutes."""
+    from sdpo.cli.main import main
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
 

@@ -1,9 +1,10 @@
-"""Speed on a GPU without any weights: SD-Turbo's architecture with random ones, an epoch beside the bare network.
+"""Measures epochs on a GPU without any download: SD-Turbo's architecture with random weights.
 
     python tools/gpu_bench.py --out results/ [--steps 4 50] [--small]
 
-Writes the random pipeline once (2.6 GB), then for each number of steps, with and without torch.compile, a JSON file of
-`sdpo bench`, and a table with TFLOP/s against the card's own matrix products. `--small` is a rehearsal on a CPU.
+Writes the random pipeline once (2.6 GB). Then writes, for each number of steps, with and without torch.compile, the
+JSON file of `sdpo bench`, and prints a table with TFLOP/s beside the rate of the card's matrix products. `--small`
+rehearses this on a CPU.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sdpo import Config, embedded
 from sdpo.backbones import load_backbone
-from sdpo.commands.bench import bench
+from sdpo.commands.bench import BenchResult, bench
+from sdpo.commands.bench.stopwatch import seconds
 
 DTYPE = torch.bfloat16
 
 
 def write_pipeline(path: Path, small: bool) -> None:
-    """A StableDiffusionPipeline of SD-Turbo's sizes (its configuration files, from memory of the public model card)."""
+    """Write a StableDiffusionPipeline with the sizes of SD-Turbo's public configuration files and random weights."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -70,21 +71,16 @@ def write_pipeline(path: Path, small: bool) -> None:
 
 
 def matrix_rate(device: torch.device, size: int) -> float:
-    """The card's own rate of matrix products in bfloat16, TFLOP/s: the best of 10."""
+    """Measure the device's rate of matrix products in bfloat16, in TFLOP/s; returns the best of 10."""
     a, b = (torch.randn(size, size, device=device, dtype=DTYPE) for _ in range(2))
     best = float("inf")
     for _ in range(10):
-        torch.accelerator.synchronize() if device.type != "cpu" else None
-        start = time.perf_counter()
-        for _ in range(10):
-            a @ b
-        torch.accelerator.synchronize() if device.type != "cpu" else None
-        best = min(best, (time.perf_counter() - start) / 10)
+        best = min(best, seconds(device, lambda: [a @ b for _ in range(10)]) / 10)
     return 2 * size**3 / best / 1e12
 
 
 def forward_flops(path: Path, device: torch.device) -> float:
-    """Floating-point operations of one evaluation of the network, as torch counts them."""
+    """Count the floating-point operations of one evaluation of the network."""
     backbone = load_backbone(str(path), dtype=DTYPE, device=device)
     conditioning = backbone.encode(["a cat"])
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -94,6 +90,7 @@ def forward_flops(path: Path, device: torch.device) -> float:
 
 
 def config(path: Path, steps: int, compiled: bool, small: bool) -> Config:
+    """The configuration of a run with four visited steps an epoch, whatever the number of steps."""
     groups = 4 if small else 32
     values: dict[str, Any] = dict(
         model={"path": str(path), "dtype": "bfloat16", "compile": compiled, "tf32": True},
@@ -111,7 +108,11 @@ def config(path: Path, steps: int, compiled: bool, small: bool) -> Config:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu_bench"))
-    parser.add_argument("--model", type=Path, help="where the random pipeline is, or goes; default: OUT/model")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="folder of the random pipeline, which is written if it is missing; default: OUT/model",
+    )
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 50])
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--small", action="store_true")
@@ -134,14 +135,18 @@ def main() -> None:
             name = f"steps_{steps}{'_compiled' if compiled else ''}.json"
             record = {**dataclasses.asdict(found), "flops_forward": flops, "matrix_tflops": rate}
             (arguments.out / name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            bare, batch = found.bare, found.batch
-            reached = flops / bare["forward_best"] / 1e12
-            print(
-                f"| {steps} | {compiled} | {found.epoch:.2f} | {found.ratio:.3f} | {batch['forward']}, "
-                f"{1e3 * bare['forward_best']:.1f}, {reached:.2f} ({reached / rate:.0%}) | {batch['backward']}, "
-                f"{1e3 * bare['backward_best']:.1f} | {found.peak_bytes / 1e9:.1f} |",
-                flush=True,
-            )
+            print(f"| {steps} | {compiled} | {row(found, flops, rate)} |", flush=True)
+
+
+def row(found: BenchResult, flops: float, rate: float) -> str:
+    """The cells of the table after the number of steps."""
+    bare, batch = found.bare, found.batch
+    reached = flops / bare["forward_best"] / 1e12
+    return (
+        f"{found.epoch:.2f} | {found.ratio:.3f} | {batch['forward']}, {1e3 * bare['forward_best']:.1f}, {reached:.2f} "
+        f"({reached / rate:.0%}) | {batch['backward']}, {1e3 * bare['backward_best']:.1f} | "
+        f"{found.peak_bytes / 1e9:.1f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How time and memory of an epoch grow with each dimension of a run, one table a dimension.
+"""Measures how time and memory of an epoch grow with each dimension of a run; prints a table for each dimension.
 
     python tools/growth.py steps batch rank resolution processes reward > growth.md
 
-Each row is a process of its own: peak memory is not the neighbour's. On CPUs the embedded model is measured.
+Each row is measured in a process of its own, so that its peak memory is its own. The embedded model is measured.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from sdpo.run.directory import RunDirectory
+from sdpo.run.metrics import read_rows
+
 BASE = ["emoji", "algorithm.credit=step", "sample.prompts_per_epoch=24", "train.batch_size=24", "sample.num_steps=4",
         "lora={rank: 4, alpha: 4}", "sample.micro_batch=12", "train.micro_batch=12"]  # fmt: skip
 
 DIMENSIONS: dict[str, tuple[str, list[tuple[str, list[str]]]]] = {
     "steps": (
-        "T: time = a + b·T evaluations; memory grows by the stored latents alone",
+        "T: time = a + b·T evaluations; only the stored latents add memory",
         [(f"T = {t}", [f"sample.num_steps={t}"]) for t in (1, 2, 4, 8, 16, 50)],
     ),
     "batch": (
-        "Groups an epoch, at one micro-batch: time in proportion; memory grows by the stored latents alone",
+        "Groups an epoch, at one micro-batch: time in proportion; only the stored latents add memory",
         [(f"{n} groups", [f"sample.prompts_per_epoch={n}", f"train.batch_size={n}"]) for n in (12, 24, 48, 96)],
     ),
     "micro_batch": (
@@ -33,16 +36,16 @@ DIMENSIONS: dict[str, tuple[str, list[tuple[str, list[str]]]]] = {
         [(f"{n} groups a call", [f"sample.micro_batch={n}", f"train.micro_batch={n}"]) for n in (1, 2, 4, 8, 12, 24)],
     ),
     "rank": (
-        "LoRA rank, on every attention projection: little until the products of rank r show",
+        "LoRA rank, on every attention projection: little, until the products of rank r take time",
         [(f"rank {r}", [f"lora={{rank: {r}, alpha: {r}}}"]) for r in (1, 4, 16, 64)]
         + [("all weights", ["lora=null", "train.learning_rate=1e-5"])],
     ),
     "resolution": (
-        "Side: time and activations in proportion to the area, attention to its square",
+        "Pixels a side: time and activations in proportion to the area, attention to its square",
         [(f"{s}²", [f"model.height={s}", f"model.width={s}"]) for s in (64, 96, 128)],
     ),
     "reward": (
-        "A reward of 0 … 1000 ms an image at T = 8: three queries a trajectory against all of them",
+        "A reward of 0 … 1000 ms an image at T = 8: three queries a trajectory beside all eight",
         [
             (f"{ms} ms, {plan}", ["sample.num_steps=8", "sample.prompts_per_epoch=4", "train.batch_size=4",
                                   f"algorithm.reward_plan={plan}", "rewards={growth:Slow: 1.0}",
@@ -54,7 +57,7 @@ DIMENSIONS: dict[str, tuple[str, list[tuple[str, list[str]]]]] = {
 
 
 class Slow:
-    """A reward that takes its time."""
+    """A reward that takes a fixed time for each image."""
 
     def __init__(self, milliseconds: float) -> None:
         self.seconds = milliseconds / 1000
@@ -76,6 +79,7 @@ print(json.dumps(dataclasses.asdict(found)))
 
 
 def measure(overrides: list[str], repetitions: int) -> dict[str, Any]:
+    """Bench a run in a process of its own; returns the fields of the result."""
     paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-c", ROW, str(repetitions), *BASE[1:], *overrides]
@@ -84,7 +88,7 @@ def measure(overrides: list[str], repetitions: int) -> dict[str, Any]:
 
 
 def processes(repetitions: int) -> None:
-    """Epoch time of one process and of two that share the machine's cores, one thread each."""
+    """Print the time of an epoch with one process, and with two that share the machine's cores; one thread each."""
     print("\n### Processes on one machine: one thread each, gradients averaged by gloo\n")
     print("| processes | seconds an epoch | speed-up |\n|---|---|---|")
     times: list[float] = []
@@ -97,7 +101,7 @@ def processes(repetitions: int) -> None:
             subprocess.run(
                 [sys.executable, *launch, *overrides], check=True, env=environment, stdout=subprocess.DEVNULL
             )
-            rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+            rows, _ = read_rows(RunDirectory(Path(folder)).metrics)
         times.append((rows[-1]["seconds"] - rows[0]["seconds"]) / (len(rows) - 1))
         print(f"| {count} | {times[-1]:.2f} | {times[0] / times[-1]:.2f} |", flush=True)
 

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: the command line shows them without a traceback and exits with code 2."""
+"""Errors that the user can fix: the command line shows them without a traceback and exits with code 2."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 
 class UserError(Exception):
-    """Says what is wrong, where, and how to fix it."""
+    """A mistake or failure that the user can fix; the message says what is wrong, where, and what to do."""
 
 
 class RewardError(UserError):
@@ -15,7 +15,7 @@ class RewardError(UserError):
 
 
 class DivergenceError(UserError):
-    """A loss, gradient or log-probability stopped being finite."""
+    """A loss, gradient, log-probability, weight or image is not finite."""
 
 
 class LostProcessError(UserError):
@@ -23,7 +23,12 @@ class LostProcessError(UserError):
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, or all of them."""
+    """The end of a message about an unknown name: a question after the most similar name, else all known names.
+
+    Args:
+        name: the unknown name.
+        known: the known names.
+    """
     found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {found[0]!r}?)" if found else f" (known: {', '.join(sorted(known))})"
 

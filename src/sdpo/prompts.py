@@ -36,14 +36,14 @@ def named_sets() -> list[str]:
 
 
 def load_prompts(source: str | list[str] | list[dict[str, Any]]) -> list[Prompt]:
-    """Load prompts.
+    r"""Load prompts.
 
     Args:
         source: the name of a set, a file, or a list of strings or of objects with a `prompt` and any metadata. The
             ending of a file's name, in any case, says how it is read, always as UTF-8:
             `.txt`: one prompt a line; blank lines are skipped, and lines that begin with `#`, with a warning that
             counts them. `.jsonl`: a string or an object a line. `.json`: a list of strings or of objects. `.csv`: a
-            first line of names, one of them `prompt`; the other columns are metadata. Lines end at `\\n`, which a `\\r`
+            first line of names, one of them `prompt`; the other columns are metadata. Lines end at `\n`, which a `\r`
             may precede, and at no other character.
 
     Raises:
@@ -82,7 +82,7 @@ def _read(path: Path) -> list[Prompt]:
 
 
 def _lines(text: str) -> list[str]:
-    r"""The lines of a text, which end at `\n` alone; joined files may have a byte-order mark at any line's beginning."""
+    r"""The lines of a text, which end at `\n` alone; where files were joined, a byte-order mark may begin any line."""
     return [line.removesuffix("\r").removeprefix("\ufeff") for line in text.split("\n")]
 
 

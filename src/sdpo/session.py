@@ -1,10 +1,11 @@
-"""The state of a run: start and resume, evaluate, save, rescue, finish."""
+"""The state of a run and its directory: start or resume, evaluate, save, rescue, finish."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,11 @@ from sdpo.config.differences import check_same_run
 from sdpo.distributed.processes import explaining_lost_process
 from sdpo.errors import DivergenceError, UserError, cause
 from sdpo.estimate.memory import memory_knobs
-from sdpo.evaluation.record import (
-    Evaluation,
-    discard_evaluations_after,
-    read_evaluation,
-    weighted_gain,
-    write_evaluation,
-)
-from sdpo.evaluation.stopping import GAIN, Stop, StoppingRules
+from sdpo.evaluation.history import EvaluationHistory
+from sdpo.evaluation.record import discard_evaluations_after
+from sdpo.evaluation.stopping import Stop, StoppingRules
+from sdpo.loop.counters import Counters
 from sdpo.loop.divergence import NotFiniteError
-from sdpo.loop.epoch_row import Counters
 from sdpo.report import write_report
 from sdpo.run.checkpoint import Checkpoint, CheckpointStore
 from sdpo.run.directory import RunDirectory
@@ -38,11 +34,12 @@ from sdpo.run.result import RunResult, write_result
 from sdpo.run.trackers import Trackers
 from sdpo.system.durable import WRITE_ERRORS, write_whole
 from sdpo.system.interrupt import Interruptions, Terminated
-from sdpo.system.log import logger
 
 
 class Session:
-    """The progress of a run and the files in its directory.
+    """The progress of a run, and the files in its directory.
+
+    All processes call the methods alike; the main process alone writes files and calls callbacks.
 
     Args:
         parts: the parts of the run.
@@ -50,15 +47,17 @@ class Session:
         lock: a context in which no other process writes to the directory.
 
     Attributes:
-        epoch: the last epoch that has ended.
+        run: the run's directory.
+        epoch: the last epoch that has ended; 0 before the first.
         first_epoch: the first epoch that this session trains; later than 1 after a resume.
-        counters: what the run has spent so far.
-        micro_batches: groups a network call; a resumed run keeps those that `auto` found before.
-        ended_early: says why a stopping rule ended the run, and which epoch its result is of; else None.
+        counters: the costs of the run so far.
+        micro_batches: groups a network call; a resumed run keeps the numbers that `auto` found at its start.
+        ended_early: a sentence that says why a stopping rule ended the run, and which epoch the result is from; None if
+            no rule did.
     """
 
     def __init__(self, parts: Parts, run: RunDirectory, lock: AbstractContextManager[Any]) -> None:
-        checkpoint = parts.config.checkpoint
+        config, is_main = parts.config, parts.processes.is_main
         self.run = run
         self.epoch = 0
         self.first_epoch = 1
@@ -66,25 +65,33 @@ class Session:
         self.micro_batches = parts.micro_batches
         self.ended_early: str | None = None
         self._parts = parts
-        self._config = parts.config
-        self._is_main = parts.processes.is_main
+        self._config = config
+        self._is_main = is_main
         self._lock = lock
-        self._store = CheckpointStore(run.checkpoints, checkpoint.keep_last, checkpoint.keep_best)
+        self._store = CheckpointStore(run.checkpoints, config.checkpoint.keep_last, config.checkpoint.keep_best)
         self._metrics = MetricsFile(run.metrics)
-        self._rules = StoppingRules(parts.config.stop_when)
-        names = parts.config.trackers if self._is_main else []
-        self._trackers = Trackers(names, run.path, parts.config.model_dump())
+        self._evaluations = EvaluationHistory(run, config.rewards, config.evaluate.monitored, is_main)
+        self._rules = StoppingRules(config.stop_when)
+        self._trackers = Trackers(config.trackers if is_main else [], run.path, config.model_dump())
         self._unsaved: Checkpoint | None = None  # the last epoch's, where `checkpoint.every` leaves it out
-        self._base: Evaluation | None = None  # the evaluation before the first epoch
-        self._latest: Evaluation | None = None
 
-    # -- start and resume ----------------------------------------------------------------------------------
+    @property
+    def is_over(self) -> bool:
+        """Whether the last epoch has ended, or a stopping rule has ended the run."""
+        return self.epoch >= self._config.epochs or self._rules.stop is not None
+
+    # -- start or resume -----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Interruptions]:
-        """A context in which the directory is locked, signals are handled, and the last epoch is saved at any end."""
+        """A context in which the directory is locked and signals are handled; an exception first saves the last epoch.
+
+        Raises:
+            UserError: in place of the errors of libraries, if memory or the disk is full, or another process has ended.
+            Terminated: if SIGTERM arrives.
+        """
         with (
-            self._lock,
+            self._lock,  # the outermost, so that the directory is still locked when the last epoch is saved
             Interruptions(self._save_unsaved) as interruptions,
             self._explaining_errors(),
             self._rescuing(interruptions),
@@ -93,19 +100,18 @@ class Session:
             yield interruptions
 
     def start(self) -> None:
-        """Resume from the newest whole checkpoint if there is one; else evaluate the base model."""
+        """Resume from the newest undamaged checkpoint if there is one; else evaluate the base model.
+
+        Raises:
+            UserError: if the directory holds another run, all checkpoints are damaged, a tracker cannot be started, or
+                the evaluation fails.
+        """
         self._resume()
         self._trackers.start()
         if self.epoch == 0:
-            metrics = self._evaluate(0, self.counters)
-            self._rules.start(self._base_metrics(), [])
-            if self._is_main:
-                self._parts.callbacks.on_evaluate(self._state(0, metrics))
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the last epoch has ended, or a stopping rule has ended the run."""
-        return self.epoch >= self._config.epochs or self._rules.stop is not None
+            metrics = self.evaluate(0, self.counters)
+            self._rules.start(self._evaluations.base_metrics(), [])
+            self._notify(self._parts.callbacks.on_evaluate, 0, metrics)
 
     def _resume(self) -> None:
         processes = self._parts.processes
@@ -117,9 +123,9 @@ class Session:
             checkpoint = found if found is not None else self._store.load(last)
             self.counters, self.micro_batches = restore_snapshot(self._parts, checkpoint)
             self.epoch = checkpoint.epoch
-            self._base = read_evaluation(self.run, 0)
+            self._evaluations.resume()
             rows = self._metrics.read(self.epoch) if self._is_main else []
-            self._rules.start(self._base_metrics(), processes.broadcast(rows))
+            self._rules.start(self._evaluations.base_metrics(), processes.broadcast(rows))
         self.first_epoch = self.epoch + 1
         processes.barrier()  # all have read the files that the main process now writes
         if self._is_main:
@@ -132,36 +138,22 @@ class Session:
 
     # -- evaluate ------------------------------------------------------------------------------------------
 
-    def evaluate_if_due(self, epoch: int, counters: Counters) -> dict[str, float]:
-        """Evaluate the weights after an epoch if the settings ask for it; returns the metrics, else an empty mapping.
+    def evaluate(self, epoch: int, counters: Counters, full: bool = False) -> dict[str, float]:
+        """Evaluate the weights after an epoch, and write the evaluation's files.
 
         Args:
-            epoch: the epoch, from 1.
-            counters: what the run has spent until then.
+            epoch: the epoch; 0 is the base model.
+            counters: the costs of the run up to and including the epoch.
+            full: draw as many images as at the ends of a run, and the unseen prompts too.
+
+        Returns:
+            The metrics of the evaluation.
         """
-        return self._evaluate(epoch, counters) if self._parts.evaluator.is_due(epoch) else {}
-
-    def _evaluate(self, epoch: int, counters: Counters, full: bool = False) -> dict[str, float]:
         parts = self._parts
-        drawing = parts.drawing(self.micro_batches.sample * parts.algorithm.branches, self._config.sample.eta)
+        drawing = parts.drawing(self.micro_batches.sample * parts.algorithm.branches)
         with parts.precision():
-            evaluation, tiles = parts.evaluator(epoch, drawing, vars(counters), full)
-        if epoch == 0:
-            self._base = evaluation
-        if self._is_main:
-            write_evaluation(self.run, evaluation, tiles)
-        self._latest, metrics = evaluation, evaluation.metrics()
-        gain = weighted_gain(self._base, evaluation, self._config.rewards) if self._base is not None else None
-        if gain is not None:
-            metrics[GAIN] = gain
-        return metrics
-
-    def _base_metrics(self) -> dict[str, float]:
-        """The base model's evaluation, without monitors that were measured on other images than they are now."""
-        if self._base is None:
-            return {}
-        same = self._base.monitored == self._config.evaluate.monitored
-        return {n: v for n, v in self._base.metrics().items() if same or not n.startswith("monitor/")}
+            evaluation, tiles = parts.evaluator(epoch, drawing, dataclasses.asdict(counters), full)
+        return self._evaluations.record(evaluation, tiles)
 
     # -- save and rescue -----------------------------------------------------------------------------------
 
@@ -170,11 +162,12 @@ class Session:
 
         Args:
             epoch: the epoch that has ended.
-            row: its metrics.
-            counters: what the run has spent until then.
+            row: the epoch's row of metrics.
+            counters: the costs of the run up to and including the epoch.
 
         Raises:
-            UserError: if a stopping rule needs a metric that was not measured; the epoch is saved.
+            UserError: if a file cannot be written, a callback fails, or a stopping rule needs a metric that was not
+                measured; in the last two cases the epoch is saved.
         """
         self.epoch, self.counters = epoch, counters
         self._rules.observe(row)
@@ -183,20 +176,14 @@ class Session:
         if self._is_main:
             self._metrics.append(row)
             self._save(checkpoint)
-        self._trackers.log(row)
         self._rules.check(row)
-        if self._is_main:
-            if self._parts.evaluator.is_due(epoch):
-                self._parts.callbacks.on_evaluate(self._state(epoch, row))
-            self._parts.callbacks.on_epoch_end(self._state(epoch, row))
-
-    def warn(self, epoch: int, message: str | None) -> None:
-        """Log a warning about an epoch once, on the main process."""
-        if message is not None and self._is_main:
-            logger.warning("epoch %d: %s", epoch, message)
+        self._trackers.log(row)
+        if self._parts.evaluator.is_due(epoch):
+            self._notify(self._parts.callbacks.on_evaluate, epoch, row)
+        self._notify(self._parts.callbacks.on_epoch_end, epoch, row)
 
     def _save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, or keep a copy at hand where `checkpoint.every` leaves it out."""
+        """Write a checkpoint, or keep a copy in memory where `checkpoint.every` leaves it out."""
         eligible = bool(self._config.stop_when) and checkpoint.score is not None  # can become the run's result
         if self.is_over or eligible or self.epoch % self._config.checkpoint.every == 0:
             self._store.save(checkpoint)
@@ -211,7 +198,7 @@ class Session:
 
     @contextlib.contextmanager
     def _rescuing(self, interruptions: Interruptions) -> Iterator[None]:
-        """Save the last epoch, whatever ends the run."""
+        """Save the last epoch when an exception ends the run, and tell an interrupted user how to resume."""
         try:
             yield
         except BaseException as stop:
@@ -239,15 +226,19 @@ class Session:
             ) from error
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"out of memory: {cause(error)}\n{memory_knobs(self._config, self.micro_batches)}"
+                f"out of memory: {cause(error)}\nChange settings that save memory, and rerun the command to resume. "
+                f"{memory_knobs(self._config, self.micro_batches)}"
             ) from error
 
     @contextlib.contextmanager
     def explaining_divergence(self, epoch: int) -> Iterator[None]:
-        """Add to a value that is not finite which checkpoint is intact and which settings to lower.
+        """A context that explains a value that is not finite: which checkpoint is intact, and which settings to lower.
 
         Args:
             epoch: the epoch that is being trained.
+
+        Raises:
+            DivergenceError: in place of `NotFiniteError`.
         """
         try:
             yield
@@ -270,11 +261,11 @@ class Session:
             if self._is_main:
                 averaged = parts.optimization.ema is not None
                 write_result(self.run, parts.backbone, weights, RunResult(epoch, averaged))
-                write_report(self.run.path)
-        parts.processes.barrier()
         if self._is_main:
-            metrics = self._latest.metrics() if self._latest is not None else {}
-            parts.callbacks.on_end(self._state(epoch, metrics))
+            write_report(self.run.path)
+        parts.processes.barrier()
+        latest = self._evaluations.latest
+        self._notify(parts.callbacks.on_end, epoch, latest.metrics() if latest is not None else {})
         return self.run.report
 
     def _end_early(self, stop: Stop) -> int:
@@ -283,7 +274,8 @@ class Session:
         if best is not None:
             checkpoint = self._store.load(best)
             self._parts.optimization.take(checkpoint.weights, checkpoint.ema)
-            self._evaluate(best, Counters(**checkpoint.state["counters"]), full=True)
+            metrics = self.evaluate(best, Counters(**checkpoint.state["counters"]), full=True)
+            self._notify(self._parts.callbacks.on_evaluate, best, metrics)
             chosen = f"of epoch {best}, the best checkpoint at which no rule held"
         else:
             chosen = "of the last epoch: no kept checkpoint was evaluated without a rule that held"
@@ -294,5 +286,8 @@ class Session:
             write_whole(self.run.stopped, json.dumps(record) + "\n")
         return epoch
 
-    def _state(self, epoch: int, metrics: dict[str, Any]) -> RunState:
-        return RunState(epoch, self._config.epochs, self.run.path, metrics, self._latest, self._parts)
+    def _notify(self, hook: Callable[[RunState], None], epoch: int, metrics: dict[str, Any]) -> None:
+        """Call a hook of the callbacks on the main process."""
+        if self._is_main:
+            latest = self._evaluations.latest
+            hook(RunState(epoch, self._config.epochs, self.run.path, metrics, latest, self._parts))

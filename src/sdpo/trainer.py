@@ -12,19 +12,21 @@ from torch import Tensor
 
 from sdpo.assembly import Parts, build
 from sdpo.assembly.checks import check_names
-from sdpo.assembly.given import Given, GivenPrompts
+from sdpo.assembly.processes import join_processes
+from sdpo.assembly.user_objects import Given, GivenPrompts
 from sdpo.config import Config
-from sdpo.distributed.processes import Processes
 from sdpo.loop.clock import Clock
-from sdpo.loop.collect import normalize, sample_and_score
-from sdpo.loop.epoch_row import Counters, epoch_row
-from sdpo.loop.policy_update import UpdateResult
+from sdpo.loop.collect import sample_and_score
+from sdpo.loop.counters import Counters
+from sdpo.loop.epoch_row import epoch_row
+from sdpo.loop.normalization import normalize
+from sdpo.loop.policy_update import Metrics
 from sdpo.loop.scoring import Scores
 from sdpo.method.types import Trajectories
 from sdpo.rewards.base import Reward
-from sdpo.run.directory import DEFAULT
+from sdpo.run.directory import DEFAULT, RunDirectory, create
 from sdpo.run.environment import check_format
-from sdpo.run.ownership import create
+from sdpo.run.ownership import check_directory
 from sdpo.run.progress import ProgressBar
 from sdpo.session import Session
 from sdpo.system.lock import RunLock
@@ -34,12 +36,12 @@ class Trainer:
     """A training run.
 
     Args:
-        config: the configuration; None is the preset `emoji`.
+        config: the configuration; None loads the preset `emoji`.
         pipeline: the user's own diffusers pipeline, instead of `config.model`.
         reward: the user's own callable `(images, prompts, metadata) → scores`, instead of `config.rewards`.
-        prompts: prompts instead of `config.prompts`: a list of them, a named set or a file, or a mapping of `train` and
-            `unseen` to any of these.
-        clock: counts the seconds of the phases of an epoch.
+        prompts: prompts instead of `config.prompts`: a list of them, a named set or a file (unseen prompts are
+            left out then), or a mapping of `train` and `unseen` to any of these.
+        clock: counts the seconds of the phases of an epoch; None counts them without waiting for the device.
 
     Attributes:
         config: the configuration, with the user's own objects described in it.
@@ -47,7 +49,8 @@ class Trainer:
         session: the state of the run and its directory.
 
     Raises:
-        UserError: if a part cannot be made; only the run's directory has been created then.
+        UserError: if a setting is not legal, a part cannot be made, or another process trains in the directory. Nothing
+            has been written then, except that the run's directory may have been created.
     """
 
     def __init__(
@@ -62,12 +65,14 @@ class Trainer:
         given = Given(pipeline, reward, prompts)
         self.config = given.describe(config or Config.load())
         check_names(self.config, given.rewards(self.config))
-        processes = Processes(self.config.device, sharded=True)
-        run = create(self.config.output_dir or DEFAULT, self.config, processes.is_main)
+        processes, sharding = join_processes(self.config)
+        run = RunDirectory(Path(self.config.output_dir or DEFAULT))
+        check_directory(run, self.config)
+        create(run.path, processes.is_main)
         lock = RunLock(run.lock) if processes.is_main else contextlib.nullcontext()
-        with lock:  # another process that holds it is reported now, not when the models are loaded
+        with lock:  # another process that trains here is reported before the models are loaded
             check_format(run)
-            self.parts: Parts = build(self.config, processes, given=given, clock=clock)
+            self.parts: Parts = build(self.config, processes, given=given, sharding=sharding, clock=clock)
         self.session = Session(self.parts, run, lock)
 
     def train(self) -> Path:
@@ -77,9 +82,9 @@ class Trainer:
             The path of the report.
 
         Raises:
-            UserError: if a reward fails, the loss diverges, or the disk or the memory is full; the last checkpoint
-                stays.
-            Terminated: if SIGTERM arrives; it is handled as long as this call runs.
+            UserError: if a reward or a callback fails, the loss diverges, or the disk or the memory is full; the last
+                checkpoint stays.
+            Terminated: if SIGTERM arrives, which is handled while this call runs.
         """
         session = self.session
         with session.running() as interruptions:
@@ -91,30 +96,36 @@ class Trainer:
             return session.finish()
 
     def train_epoch(self) -> dict[str, Any]:
-        """Train one epoch; returns its row of metrics."""
-        start, epoch, parts, session = time.perf_counter(), self.session.epoch + 1, self.parts, self.session
-        evaluations = parts.policy.evaluations
+        """Train one epoch; returns its row of metrics.
+
+        Raises:
+            UserError: if a reward or a callback fails, or a value is not finite.
+        """
+        parts, session, epoch = self.parts, self.session, self.session.epoch + 1
+        start, evaluations = time.perf_counter(), parts.policy.evaluations
         with parts.precision(), session.explaining_divergence(epoch):
             trajectories, scores = self.collect(epoch)
             advantages = self.credit(trajectories, scores)
-            update = self.update(epoch, trajectories, advantages)
-            counters = session.counters.plus(
-                Counters(
-                    images=trajectories.log_prob[..., 0].numel(),
-                    reward_queries=scores.queries,
-                    denoiser_evaluations=parts.policy.evaluations - evaluations,
-                    seconds=time.perf_counter() - start,
-                ),
-                parts.processes,
+            metrics = self.update(epoch, trajectories, advantages)
+            spent = Counters(
+                images=trajectories.log_prob[..., 0].numel(),
+                reward_queries=scores.queries,
+                denoiser_evaluations=parts.policy.evaluations - evaluations,
+                seconds=time.perf_counter() - start,
             )
-            rate, mean = parts.optimization.learning_rate, parts.processes.mean
-            row = epoch_row(epoch, counters, update.metrics, scores, rate, mean)
-            row |= session.evaluate_if_due(epoch, counters)
+            counters = session.counters.plus(spent, parts.processes)
+            row = epoch_row(epoch, counters, metrics, scores, parts.optimization.learning_rate, parts.processes)
+            if parts.evaluator.is_due(epoch):
+                row |= session.evaluate(epoch, counters)
         session.save(epoch, row, counters)
         return row
 
     def collect(self, epoch: int) -> tuple[Trajectories, Scores]:
-        """Sample and score this process's groups."""
+        """Sample and score this process's groups.
+
+        Returns:
+            The trajectories of B groups, and their scores.
+        """
         parts = self.parts
         prompts, indices = parts.batches.deal(epoch)
         sampled = parts.rollout(prompts, indices, epoch, self.session.micro_batches.sample)
@@ -122,16 +133,16 @@ class Trainer:
             return sample_and_score(sampled, parts.scorer(), parts.batches.groups)
 
     def credit(self, trajectories: Trajectories, scores: Scores) -> Tensor:
-        """Turn dense rewards into advantages, [B, K, T]; they are normalised over the groups of all processes."""
+        """Turn dense rewards into advantages, normalised over the groups of all processes; float32 [B, K, T]."""
         parts = self.parts
         with parts.clock("advantage"):
             returns = parts.algorithm.returns(scores.dense)
-            return normalize(returns, trajectories, parts.normalizer, parts.processes.gather)
+            return normalize(returns, trajectories, parts.normalizer, parts.processes)
 
-    def update(self, epoch: int, trajectories: Trajectories, advantages: Tensor) -> UpdateResult:
-        """Make the optimizer steps of an epoch, and refuse values that are not finite."""
+    def update(self, epoch: int, trajectories: Trajectories, advantages: Tensor) -> Metrics:
+        """Make the optimizer steps of an epoch, and refuse values that are not finite; returns the update's metrics."""
         parts, micro_batch = self.parts, self.session.micro_batches.update
         with parts.clock("update"):
             result = parts.update.run(trajectories, advantages, parts.denoiser, parts.embeddings, epoch, micro_batch)
-        self.session.warn(epoch, parts.update.check(result, parts.processes.gather))
-        return result
+        parts.update.check(result, epoch, parts.processes)
+        return result.metrics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -13,105 +12,70 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from helpers.command_line import Run
-from helpers.flow_pipelines import SIDE
+from helpers.command_line import Run, failed, succeeded
+from helpers.exported_runs import AVERAGED, UNET, TrainRun, drawn, sampled, snippet
 from helpers.pipelines import PIPELINES
+from helpers.run_files import LORA, lora_weights, rows
+from helpers.webuis import a1111, forge, header, settings
 from huggingface_hub import HfApi, ModelCard
-from PIL import Image
 from safetensors.torch import load_file
 
 from sdpo.commands.export.folder import new_folder
 
-GUIDANCE = {"SanaSprintPipeline": 4.5, "LatentConsistencyModelPipeline": 2.0}
-LORA = "pytorch_lora_weights.safetensors"
-UNET = "StableDiffusionPipeline"
-
-
-def succeeded(result: Any) -> Any:
-    assert result.returncode == 0, result.stderr
-    return result
-
-
-def train(sdpo: Run, path: Path, name: str, *extra: str) -> None:
-    succeeded(
-        sdpo(
-            "train",
-            "emoji",
-            f"model={{path: {path}, height: {SIDE}, width: {SIDE}}}",
-            "epochs=1",
-            "prompts={train: [cat, dog], unseen: null}",
-            "rewards={colorfulness: 1.0}",
-            f"sample={{num_steps: 2, prompts_per_epoch: 4, guidance_scale: {GUIDANCE.get(name, 1.0)}}}",
-            "train={batch_size: 1, learning_rate: 3.0e-2}",
-            "evaluate={every: 0, steps: [2], images_per_prompt: 1, judge: null}",
-            "lora={rank: 2, alpha: 4}",
-            "algorithm={name: sdpo}",
-            *extra,
-            "--output-dir",
-            "run",
-        )
-    )
-
-
-def snippet(folder: Path) -> str:
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"```python\n(.*?)```", card, re.DOTALL)
-    assert found, card
-    return found[1]
-
-
-def drawn(folder: Path) -> np.ndarray:
-    """Run the card's snippet unchanged, and read the image that it draws."""
-    exec(compile(snippet(folder), str(folder), "exec"), {})
-    return np.asarray(Image.open("image.png"), int)
-
-
-def sampled(sdpo: Run) -> np.ndarray:
-    """Draw an image with the base and the tuned model, which differ; returns the tuned model's."""
-    succeeded(sdpo("sample", "run", "cat", "--steps", "2", "--seed", "0", "--compare", "-o", "both.png"))
-    base, tuned = np.split(np.asarray(Image.open("both.png"), int), 2, axis=1)
-    assert np.abs(base - tuned).max() > 2
-    return tuned
+LISTS = {
+    "StableDiffusionPipeline": ("SD1", "SD1"),
+    "LatentConsistencyModelPipeline": ("SD1", "SD1"),
+    "StableDiffusionXLPipeline": ("SDXL", "SDXL"),
+    "FluxPipeline": ("SD1", "Flux"),
+}
+"""The lists in which AUTOMATIC1111, which does not know FLUX.1, and Forge show a LoRA; elsewhere it is `Unknown`."""
 
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_format_of_a_lora_run_loads_elsewhere(
-    sdpo: Run, tmp_path: Path, pipeline_path: Callable[[str], Path], name: str
+    sdpo: Run, tmp_path: Path, train: TrainRun, pipeline_path: Callable[[str], Path], name: str
 ) -> None:
-    train(sdpo, pipeline_path(name), name)
+    train(pipeline_path(name), name)
     expected = sampled(sdpo)
     for to in ("diffusers", "merged", "comfyui"):
         result = sdpo("export", "run", "--to", to)
         if to == "comfyui" and name == "SanaSprintPipeline":
-            assert result.returncode == 2 and "ComfyUI reads no LoRA of a SanaSprintPipeline" in result.stderr
+            failed(result, "ComfyUI reads no LoRA of a SanaSprintPipeline")
             assert not (tmp_path / "run" / "export" / to).exists()
             continue
         succeeded(result)
         assert np.abs(drawn(tmp_path / "run" / "export" / to) - expected).max() <= 2, to
+    in_a1111, in_forge = LISTS.get(name, ("Unknown", "Unknown"))
+    for file in (tmp_path / "run" / "export").glob("[cd]*/*.safetensors"):
+        user = {} if file.name == LORA else settings(file)
+        assert forge(header(file), user) == in_forge and header(file)["ss_network_dim"] == "2"
+        assert not user or a1111(header(file), user) == in_a1111
     merged = DiffusionPipeline.from_pretrained(tmp_path / "run" / "export" / "merged")
     assert not any("lora" in key for key in getattr(merged, "unet", getattr(merged, "transformer", None)).state_dict())
 
 
 def test_a_lora_on_every_layer_of_a_unet_has_the_names_of_comfyui(
-    sdpo: Run, tmp_path: Path, tiny_pipeline: Path
+    sdpo: Run, tmp_path: Path, train: TrainRun, tiny_pipeline: Path
 ) -> None:
     targets = (
         "[to_q, to_k, to_v, to_out.0, ff.net.0.proj, ff.net.2, proj_in, proj_out, conv_in, conv1, conv2, conv_out]"
     )
-    train(sdpo, tiny_pipeline, UNET, f"lora.targets={targets}", "model.scheduler={beta_end: 0.013}")
+    train(tiny_pipeline, UNET, f"lora.targets={targets}", "model.scheduler={beta_end: 0.013}")
     expected = sampled(sdpo)
     succeeded(sdpo("export", "run", "--to", "comfyui", "-o", "comfy"))
-    found = load_file(tmp_path / "comfy" / "comfy.safetensors")
-    lora = load_file(tmp_path / "run" / "lora" / LORA)
+    found = load_file(tmp_path / "comfy" / "run-colorfulness-e1.safetensors")
+    lora = lora_weights(tmp_path / "run")
     modules = {key.removeprefix("unet.").rsplit(".lora_", 1)[0] for key in lora}
     kinds = ("alpha", "lora_down.weight", "lora_up.weight")
     assert set(found) == {f"lora_unet_{m.replace('.', '_')}.{kind}" for m in modules for kind in kinds}
-    assert all(float(value) == 4 for key, value in found.items() if key.endswith(".alpha"))
+    assert {float(value) for key, value in found.items() if key.endswith(".alpha")} == {4}
     assert np.abs(drawn(tmp_path / "comfy") - expected).max() <= 2
 
 
-def test_averaged_and_raw_weights_and_earlier_epochs(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
-    train(sdpo, tiny_pipeline, UNET, "train.ema_decay=0.9", "epochs=2", "evaluate.every=1")
+def test_averaged_and_raw_weights_and_earlier_epochs(
+    sdpo: Run, tmp_path: Path, train: TrainRun, tiny_pipeline: Path
+) -> None:
+    train(tiny_pipeline, UNET, *AVERAGED)
     checkpoint = tmp_path / "run" / "checkpoints"
     cases = {
         "average": ([], "run/lora"),
@@ -136,21 +100,20 @@ def test_averaged_and_raw_weights_and_earlier_epochs(sdpo: Run, tmp_path: Path, 
     assert "not of exactly the ones exported here" in (tmp_path / "raw" / "README.md").read_text()
     drawn(tmp_path / "raw1")
 
-    assert "the run keeps those of epoch 1, 2" in sdpo("export", "run", "--to", "merged", "--epoch", "7").stderr
+    failed(sdpo("export", "run", "--to", "merged", "--epoch", "7"), "the run keeps those of epoch 1, 2")
 
 
 def same_weights(folder: Path, checkpoint: Path) -> bool:
     found, expected = load_file(folder / LORA), load_file(checkpoint)
-    return all(torch.equal(found[f"unet.{key.replace('.default', '')}"], value) for key, value in expected.items())
+    renamed = {f"unet.{key.replace('.default', '')}": value for key, value in expected.items()}
+    return found.keys() == renamed.keys() and all(torch.equal(found[key], value) for key, value in renamed.items())
 
 
-def test_the_result_of_a_run_that_a_rule_ended(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
-    settings = ("train.ema_decay=0.9", "epochs=2", "evaluate.every=1")
-    train(sdpo, tiny_pipeline, UNET, *settings)
-    run = tmp_path / "run"
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    bound = sum(row["monitor/kl_to_base/2"] for row in rows) / 2
-    train(sdpo, tiny_pipeline, UNET, *settings, f"stop_when=[{{metric: monitor/kl_to_base/2, above: {bound}}}]")
+def test_the_result_of_a_run_that_a_rule_ended(sdpo: Run, tmp_path: Path, train: TrainRun, tiny_pipeline: Path) -> None:
+    run = train(tiny_pipeline, UNET, *AVERAGED)
+    bound = sum(row["monitor/kl_to_base/2"] for row in rows(run)) / 2
+    shutil.rmtree(run)
+    train(tiny_pipeline, UNET, *AVERAGED, f"stop_when=[{{metric: monitor/kl_to_base/2, above: {bound}}}]")
     for arguments, words, weights in (
         ((), "the moving average after epoch 1.", "ema"),
         (("--weights", "raw"), "raw, after epoch 1.", "weights"),
@@ -160,22 +123,19 @@ def test_the_result_of_a_run_that_a_rule_ended(sdpo: Run, tmp_path: Path, tiny_p
         card = (tmp_path / weights / "README.md").read_text()
         assert f"Weights: {words}" in card and "sampling steps, 1 epoch," in card
     shutil.rmtree(run / "checkpoints" / "1")
-    refused = sdpo("export", "run", "--to", "diffusers", "--weights", "raw", "-o", "gone")
-    assert refused.returncode == 2
-    assert "needs the checkpoint of epoch 1, but the run keeps those of epoch 2" in refused.stderr
+    gone = sdpo("export", "run", "--to", "diffusers", "--weights", "raw", "-o", "gone")
+    failed(gone, "needs the checkpoint of epoch 1, but the run keeps those of epoch 2")
 
 
 def test_a_result_older_than_the_last_epoch_is_named_by_its_epoch(
-    sdpo: Run, tmp_path: Path, tiny_pipeline: Path
+    sdpo: Run, tmp_path: Path, train: TrainRun, tiny_pipeline: Path
 ) -> None:
     settings = ("train.lr_schedule=constant", "evaluate.every=1")
-    train(sdpo, tiny_pipeline, UNET, *settings)
-    run = tmp_path / "run"
-    shutil.copytree(run / "lora", tmp_path / "first")
-    train(sdpo, tiny_pipeline, UNET, *settings, "epochs=2")
+    train(tiny_pipeline, UNET, *settings).rename(tmp_path / "shorter")
+    run = train(tiny_pipeline, UNET, *settings, "epochs=2")
     assert "result is that" not in succeeded(sdpo("sample", "run", "cat")).stderr
     shutil.rmtree(run / "lora")
-    (tmp_path / "first").rename(run / "lora")  # as if the run had been interrupted before its end
+    (tmp_path / "shorter" / "lora").rename(run / "lora")  # as if the run had been interrupted before its end
     succeeded(sdpo("export", "run", "--to", "diffusers", "-o", "out"))
     assert same_weights(tmp_path / "out", run / "checkpoints" / "1" / "weights.safetensors")
     card = (tmp_path / "out" / "README.md").read_text()
@@ -183,24 +143,21 @@ def test_a_result_older_than_the_last_epoch_is_named_by_its_epoch(
     said = succeeded(sdpo("sample", "run", "cat")).stderr
     assert "has trained to epoch 2; its result is that of epoch 1" in said
     (run / "lora" / "result.json").write_text('{"epoch": "')
-    refused = sdpo("sample", "run", "cat")
-    assert refused.returncode == 2 and "result.json is damaged" in refused.stderr
+    failed(sdpo("sample", "run", "cat"), "result.json is damaged")
 
 
-def test_a_run_of_all_weights(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
-    train(sdpo, tiny_pipeline, UNET, "lora=null", "train.learning_rate=1e-3")
+def test_a_run_of_all_weights(sdpo: Run, tmp_path: Path, train: TrainRun, tiny_pipeline: Path) -> None:
+    train(tiny_pipeline, UNET, "lora=null", "train.learning_rate=1e-3")
     expected = sampled(sdpo)
     for to in ("diffusers", "merged"):
         succeeded(sdpo("export", "run", "--to", to))
         assert np.abs(drawn(tmp_path / "run" / "export" / to) - expected).max() <= 2
-    result = sdpo("export", "run", "--to", "comfyui")
-    assert result.returncode == 2 and "use --to merged" in result.stderr
-    result = sdpo("export", "run", "--to", "merged", "--weights", "ema")
-    assert result.returncode == 2 and "keeps no average" in result.stderr
+    failed(sdpo("export", "run", "--to", "comfyui"), "use --to merged")
+    failed(sdpo("export", "run", "--to", "merged", "--weights", "ema"), "keeps no average")
 
 
-def test_the_card_is_in_the_hubs_format(sdpo: Run, tmp_path: Path) -> None:
-    train(sdpo, Path("emoji"), UNET, "model={path: emoji}", "evaluate.images_per_prompt=6")
+def test_the_card_is_in_the_hubs_format(sdpo: Run, tmp_path: Path, train: TrainRun) -> None:
+    train("emoji", UNET, "model={path: emoji}", "evaluate.images_per_prompt=6")
     succeeded(sdpo("export", "run", "--to", "diffusers", "-o", "out"))
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.library_name == "diffusers" and card.data.pipeline_tag == "text-to-image"
@@ -212,27 +169,27 @@ def test_the_card_is_in_the_hubs_format(sdpo: Run, tmp_path: Path) -> None:
     assert np.abs(drawn(tmp_path / "out") - sampled(sdpo)).max() <= 2
 
 
-def test_files_of_the_user_are_never_overwritten(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:
-    train(sdpo, tiny_pipeline, UNET)
+def test_files_of_the_user_are_never_overwritten(
+    sdpo: Run, tmp_path: Path, train: TrainRun, tiny_pipeline: Path
+) -> None:
+    train(tiny_pipeline, UNET)
     command = ("export", "run", "--to", "diffusers", "-o", "out")
     succeeded(sdpo(*command))
     (tmp_path / "out.tmp").mkdir()
     succeeded(sdpo(*command))  # replaces its own export
     assert {p.name for p in tmp_path.iterdir()} == {"run", "out", "out.tmp"}
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    result = sdpo(*command)
-    assert result.returncode == 2 and "holds notes.txt" in result.stderr
+    failed(sdpo(*command), "holds notes.txt")
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine" and (tmp_path / "out" / LORA).exists()
     (tmp_path / "file").write_text("mine")
-    assert "is a file" in sdpo("export", "run", "--to", "merged", "-o", "file").stderr
-    result = sdpo("export", "nowhere", "--to", "merged")
-    assert result.returncode == 2 and "is not a run's directory" in result.stderr
+    failed(sdpo("export", "run", "--to", "merged", "-o", "file"), "is a file")
+    failed(sdpo("export", "nowhere", "--to", "merged"), "is not a run's directory")
 
 
 def test_an_export_that_is_killed_leaves_the_earlier_one(
-    sdpo: Run, tmp_path: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+    sdpo: Run, tmp_path: Path, train: TrainRun, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(sdpo, tiny_pipeline, UNET)
+    train(tiny_pipeline, UNET)
     command = ("export", "run", "--to", "diffusers", "-o", "out")
     succeeded(sdpo(*command))
     (tmp_path / "out.old").mkdir()
@@ -258,15 +215,17 @@ def test_an_export_that_is_killed_leaves_the_earlier_one(
     assert {p.name for p in tmp_path.iterdir()} == {"run", "out", "out.old"}
 
 
-def test_push_to_hub(sdpo: Run, tmp_path: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(sdpo, tiny_pipeline, UNET)
+def test_push_to_hub(
+    sdpo: Run, tmp_path: Path, train: TrainRun, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny_pipeline, UNET)
     command = ("export", "run", "--to", "diffusers", "--push-to-hub", "me/tuned")
-    assert "HF_HUB_OFFLINE is set" in sdpo(*command).stderr
+    failed(sdpo(*command), "HF_HUB_OFFLINE is set")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    assert "hf auth login" in sdpo(*command).stderr
+    failed(sdpo(*command), "hf auth login")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
-    assert "expected USER/NAME" in sdpo(*command[:-1], "tuned").stderr
+    failed(sdpo(*command[:-1], "tuned"), "expected USER/NAME")
     assert not (tmp_path / "run" / "export").exists()
 
     calls: list[tuple[str, Any]] = []
@@ -277,12 +236,11 @@ def test_push_to_hub(sdpo: Run, tmp_path: Path, tiny_pipeline: Path, monkeypatch
 
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     assert "https://huggingface.co/me/tuned" in succeeded(sdpo(*command)).stdout
-    assert calls == [("create", "me/tuned"), ("upload", {"README.md", "curves.png", "samples.png", LORA})]
+    assert calls == [("create", "me/tuned"), ("upload", {"README.md", "curves.png", "samples.png", "images", LORA})]
     assert "pipeline.load_lora_weights('me/tuned'" in snippet(tmp_path / "run" / "export" / "diffusers")
 
     def no_network(*_: Any, **__: Any) -> None:
         raise ConnectionError("no route to the hub")
 
     monkeypatch.setattr(HfApi, "create_repo", no_network)
-    result = sdpo(*command)
-    assert result.returncode == 2 and "no route to the hub" in result.stderr and "hf upload me/tuned" in result.stderr
+    failed(sdpo(*command), "no route to the hub", "hf upload me/tuned")

@@ -18,7 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from helpers import small_run as micro
+from helpers.run_files import rows
+from helpers.small_run import config
 
 from sdpo import Trainer
 
@@ -29,8 +30,8 @@ TOLERANCE = 1e-4
 
 def curve(model: Path, run: Path, **values: Any) -> dict[str, list[float]]:
     settings = dict(epochs=20, rewards={"colorfulness": 1.0}, evaluate={"every": 0}, checkpoint={"every": 20})
-    Trainer(micro.config(model, run, **{**settings, **values})).train()
-    return {name: [row[name] for row in micro.rows(run)] for name in NAMES}
+    Trainer(config(model, run, **{**settings, **values})).train()
+    return {name: [row[name] for row in rows(run)] for name in NAMES}
 
 
 def deviation(found: dict[str, list[float]], expected: dict[str, list[float]]) -> float:

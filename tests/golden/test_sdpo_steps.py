@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.plane_model import ALPHAS
 from torch import Tensor
 
 from sdpo.method.advantages import StepwiseNormalizer
@@ -27,15 +28,11 @@ def assert_golden(actual: Tensor, key: str, atol: float = 0.0) -> None:
     torch.testing.assert_close(actual, golden(key), rtol=1e-4, atol=atol)
 
 
-def scaled_linear_alphas() -> Tensor:
-    return (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()).cumprod(0)
-
-
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("steps", STEPS)
 def test_ddim_step_and_log_prob(prediction: str, steps: int) -> None:
     key = f"ddim.{prediction}.{steps}."
-    ddim = DDIM(scaled_linear_alphas(), steps, prediction)  # type: ignore[arg-type]
+    ddim = DDIM(ALPHAS, steps, prediction)  # type: ignore[arg-type]
     assert torch.equal(ddim.timesteps, golden(key + "timesteps"))
     index = (ddim.timesteps[None] == golden(key + "t")[:, None]).long().argmax(1)
     step = ddim.transition(golden(key + "x_t"), golden(key + "model_output"), index)

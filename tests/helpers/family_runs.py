@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from diffusers import DiffusionPipeline, LCMScheduler
+from diffusers import LCMScheduler
 from PIL import Image
 
 from helpers.flow_pipelines import FLOW_PIPELINES, SIDE
+from helpers.pipelines import load_pipeline
 from sdpo.backbones import PipelineBackbone, wrap_pipeline
 
 Pipelines = Callable[[str], Path]
 SD_LCM = "StableDiffusionPipeline on LCM"
 GUIDANCE = {"SanaSprintPipeline": 4.5, "StableDiffusionXLPipeline": 2.0, "LatentConsistencyModelPipeline": 8.5}
 UNSEEN = ["a fox on the moon", "two cats"]
-
-
-def succeeded(result: Any) -> Any:
-    assert result.returncode == 0, result.stderr
-    return result
 
 
 def overrides(pipelines: Pipelines, name: str) -> list[str]:
@@ -42,13 +35,9 @@ def overrides(pipelines: Pipelines, name: str) -> list[str]:
     ]
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def loaded(path: Path, name: str) -> PipelineBackbone:
     """The pipeline as diffusers loads it."""
-    pipeline = DiffusionPipeline.from_pretrained(path, dtype=torch.float32)
+    pipeline = load_pipeline(path)
     if name == SD_LCM:
         pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
     return wrap_pipeline(pipeline, size=(SIDE, SIDE))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 20  # an input that takes longer hangs
+DAMAGES = ("cut", "flipped", "missing", "emptied")
 
 WEIRD: list[Any] = [
     None, True, -1, 0, 10**30, 10**400, 1e308, -0.0, float("nan"), float("inf"), "", " ", "\0", "ÿ" * 6000, "🦊", b"",
@@ -18,8 +19,8 @@ WEIRD: list[Any] = [
 ]  # fmt: skip
 
 
-def damage(data: bytes, rng: random.Random) -> bytes:
-    """The same bytes, truncated, with flipped bits, or with parts removed, repeated or overwritten."""
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """Bytes after a random fault: truncated, with flipped bits, or with parts removed, repeated or overwritten."""
     kind, at = rng.randrange(7), rng.randrange(max(1, len(data)))
     size = rng.randint(1, max(1, min(64, len(data))))
     if kind == 0:
@@ -43,8 +44,27 @@ def damage(data: bytes, rng: random.Random) -> bytes:
     return data + rng.randbytes(size)
 
 
+def damage_file(file: Path, how: str) -> None:
+    """Cut a file, flip one of its bits, empty it, or delete it.
+
+    Args:
+        file: the file.
+        how: one of `DAMAGES`.
+    """
+    content = bytearray(file.read_bytes())
+    if how == "cut":
+        file.write_bytes(content[:20])
+    elif how == "flipped":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    elif how == "emptied":
+        file.write_bytes(b"")
+    else:
+        file.unlink()
+
+
 def unsettle(tree: Any, rng: random.Random) -> Any:
-    """The same mapping with a value replaced, a key renamed, added or lost, at a random depth."""
+    """The mapping with a value replaced, or a key renamed, added or lost, at a random depth; it is changed in place."""
     holders = [holder for holder in _holders(tree) if len(holder)]
     holder = rng.choice(holders)
     key = rng.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
@@ -65,11 +85,6 @@ def _holders(tree: Any) -> Iterator[Any]:
         yield tree
         for inner in tree.values() if isinstance(tree, dict) else tree:
             yield from _holders(inner)
-
-
-def contents(folder: Path) -> dict[str, bytes | None]:
-    """Every file below a folder with its bytes, and every folder."""
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
 
 
 @contextlib.contextmanager

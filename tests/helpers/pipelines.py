@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     AutoencoderTiny,
     DDIMScheduler,
+    DiffusionPipeline,
     EulerAncestralDiscreteScheduler,
     LatentConsistencyModelPipeline,
     LCMScheduler,
@@ -119,3 +120,8 @@ def write_pipeline(name: str, path: Path) -> Path:
     torch.manual_seed(0)
     PIPELINES[name]().save_pretrained(path, safe_serialization=True)
     return path
+
+
+def load_pipeline(path: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The pipeline that was written to a folder, as diffusers loads it."""
+    return DiffusionPipeline.from_pretrained(path, dtype=dtype)

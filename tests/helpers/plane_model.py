@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from sdpo.backbones import Backbone, Conditioning
 from sdpo.loop.optimizer import Optimization
-from sdpo.loop.policy import Policy
+from sdpo.loop.policy import Policy, PromptEmbeddings
+from sdpo.loop.rollout import rollout
 from sdpo.method.denoisers import DDIM
+from sdpo.method.types import Trajectories
+from sdpo.prompts import Prompt
 
 ALPHAS = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()).cumprod(0)
 
@@ -78,3 +81,34 @@ def optimize(
 
     parameters = what.backbone.trainable_parameters() if isinstance(what, Policy) else what
     return Optimization(parameters, make, max_grad_norm=max_grad_norm, ema_decay=ema_decay)
+
+
+def sample_parts(
+    policy: Policy, steps: int, prompts: Sequence[str], *, micro_batch: int, epoch: int = 1, **options: Any
+) -> Iterator[Trajectories]:
+    """Trajectories of groups 0, 1, … with seed 0 and η = 1, a micro-batch at a time; two branches unless told."""
+    return rollout(
+        policy,
+        policy.backbone.denoiser(steps, 1.0),
+        PromptEmbeddings(policy.backbone),
+        [Prompt(text) for text in prompts],
+        range(len(prompts)),
+        seed=0,
+        epoch=epoch,
+        micro_batch=micro_batch,
+        **{"branches": 2, **options},
+    )
+
+
+def sample(
+    policy: Policy,
+    steps: int,
+    prompts: Sequence[str],
+    *,
+    micro_batch: int | None = None,
+    epoch: int = 1,
+    **options: Any,
+) -> Trajectories:
+    """The trajectories of `sample_parts` as the update takes them: in one piece and without x̂."""
+    parts = sample_parts(policy, steps, prompts, micro_batch=micro_batch or len(prompts), epoch=epoch, **options)
+    return Trajectories.collect(parts, len(prompts))

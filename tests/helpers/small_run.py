@@ -8,16 +8,23 @@ from typing import Any
 
 import torch
 
+from helpers.run_files import LORA, contents, epochs, rows_without_time
 from sdpo import Config
 from sdpo.run.checkpoint import CheckpointStore
 
 
-def config(model: Path, run: Path, **values: Any) -> Config:
-    """Two rewards (running moments), a normaliser with buffers, an average of the weights, a warm-up, evaluations."""
+def config(path: Path | str | None, run: Path, **values: Any) -> Config:
+    """Two rewards (running moments), a normaliser with buffers, an average of the weights, a warm-up, evaluations.
+
+    Args:
+        path: the path of the model; None leaves it to a pipeline that is given in Python.
+        run: the run's directory.
+        values: sections whose keys are merged into those of the small run; the rewards are replaced as a whole.
+    """
     base: dict[str, Any] = dict(
         epochs=3,
         output_dir=str(run),
-        model={"path": str(model)},
+        model={} if path is None else {"path": str(path)},
         lora={"rank": 2, "alpha": 2},
         prompts={"train": ["cat", "dog", "fox"], "unseen": None},
         rewards={"colorfulness": 1.0, "jpeg_compressibility": 0.5},
@@ -32,23 +39,17 @@ def config(model: Path, run: Path, **values: Any) -> Config:
     return Config.parse(base)  # no preset: those are tuned now and then
 
 
-def arguments(model: Path, run: Path, **values: Any) -> list[str]:
-    """The same on the command line."""
+def arguments(path: Path, run: Path, **values: Any) -> list[str]:
+    """The command that trains the small run; its configuration is a file beside the run's directory."""
     file = run.with_suffix(".yaml")
-    file.write_text(config(model, run, **values).to_yaml())
+    file.write_text(config(path, run, **values).to_yaml())
     return ["train", str(file), "--output-dir", str(run)]
-
-
-def rows(run: Path, seconds: bool = False) -> list[dict[str, Any]]:
-    """Its metrics, as a rule without what differs between any two runs."""
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if seconds or k != "seconds"} for row in found]
 
 
 def assert_same_end(one: Path, other: Path) -> None:
     """Weights, optimizer, average, statistics, metrics and evaluations agree to the last bit."""
-    assert rows(one) == rows(other)
-    assert [row["epoch"] for row in rows(one)] == list(range(1, len(rows(one)) + 1))
+    assert rows_without_time(one) == rows_without_time(other)
+    assert epochs(one) == list(range(1, len(epochs(one)) + 1))
     stores = [CheckpointStore(run / "checkpoints") for run in (one, other)]
     assert stores[0].epochs() == stores[1].epochs() and stores[0].epochs()
     for epoch in stores[0].epochs():
@@ -57,7 +58,7 @@ def assert_same_end(one: Path, other: Path) -> None:
             del checkpoint.state["counters"]["seconds"]
         assert same(vars(left), vars(right)), epoch
     assert result(one) == result(other)
-    assert files(one / "evaluation", "png") == files(other / "evaluation", "png")
+    assert contents(one / "evaluation", "*.png") == contents(other / "evaluation", "*.png")
     for path in sorted((one / "evaluation").glob("*.json")):
         records = [json.loads((run / "evaluation" / path.name).read_text()) for run in (one, other)]
         assert all(record.pop("seconds") is not None for record in records) and records[0] == records[1]
@@ -68,7 +69,7 @@ def assert_same_end(one: Path, other: Path) -> None:
 
 def result(run: Path) -> tuple[Any, bytes]:
     """The LoRA: its file's header, whose entries safetensors writes in any order, and the bytes of its tensors."""
-    content = (run / "lora" / "pytorch_lora_weights.safetensors").read_bytes()
+    content = (run / "lora" / LORA).read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     return json.loads(content[8:end]), content[end:]
 
@@ -82,8 +83,3 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)
-
-
-def files(folder: Path, suffix: str = "*") -> dict[str, bytes]:
-    """Contents by name."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob(f"*.{suffix}")) if p.is_file()}

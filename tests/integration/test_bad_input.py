@@ -7,22 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.command_line import Run
-
-REWARDS = """
-import torch
-def short(images, prompts, metadata): return torch.zeros(len(prompts) - 1)
-def nan(images, prompts, metadata): return [float("nan")] * len(prompts)
-def raises(images, prompts, metadata): raise RuntimeError("the judge is asleep")
-def words(images, prompts, metadata): return ["good"] * len(prompts)
-"""
-
-
-def refused(result: object, *words: str) -> None:
-    assert result.returncode == 2, (result.stdout, result.stderr)  # type: ignore[attr-defined]
-    assert "Traceback" not in result.stderr  # type: ignore[attr-defined]
-    for word in words:
-        assert word in result.stderr, result.stderr  # type: ignore[attr-defined]
+from helpers import bad_rewards
+from helpers.command_line import Run, failed
 
 
 @pytest.mark.parametrize(
@@ -48,7 +34,7 @@ def refused(result: object, *words: str) -> None:
     ],
 )
 def test_train_refuses(sdpo: Run, arguments: list[str], words: list[str]) -> None:
-    refused(sdpo("train", *arguments), *words)
+    failed(sdpo("train", *arguments), *words)
 
 
 @pytest.mark.parametrize(
@@ -58,46 +44,52 @@ def test_train_refuses(sdpo: Run, arguments: list[str], words: list[str]) -> Non
 )
 def test_an_only_step_without_density_is_refused_before_the_model_is_loaded(sdpo: Run, command: list[str]) -> None:
     words = ["model.scheduler={name: LCMScheduler}", "sample.num_steps=1", "algorithm.credit=step"]
-    refused(sdpo(*command, "emoji", *words), "only step is deterministic", "sample.num_steps=2")
+    failed(sdpo(*command, "emoji", *words), "only step is deterministic", "sample.num_steps=2")
 
 
 def test_empty_prompt_file_and_output_that_is_a_file(sdpo: Run, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n# only a comment\n")
-    refused(sdpo("train", "emoji", "prompts.train=empty.txt"), "empty.txt", "empty")
+    failed(sdpo("train", "emoji", "prompts.train=empty.txt"), "empty.txt", "empty")
     (tmp_path / "broken.jsonl").write_text('{"prompt": "cat"}\n{"promt": "dog"}\n')
-    refused(sdpo("train", "emoji", "prompts.train=broken.jsonl"), "broken.jsonl:2")
+    failed(sdpo("train", "emoji", "prompts.train=broken.jsonl"), "broken.jsonl:2")
     (tmp_path / "file").write_text("")
-    refused(sdpo("train", "emoji", "--output-dir", "file"), "file", "directory")
+    failed(sdpo("train", "emoji", "--output-dir", "file"), "file", "directory")
 
 
 @pytest.mark.parametrize(
     ("reward", "words"),
     [
-        ("short", ["mine:short", "expected one score an image"]),
-        ("nan", ["mine:nan", "nan", "cat"]),
-        ("raises", ["mine:raises", "the judge is asleep"]),
-        ("words", ["mine:words", "numbers"]),
-        ("missing", ["mine:missing", "cannot be imported"]),
+        ("short", ["expected one score an image"]),
+        ("nan", ["returned nan for prompt 'cat'"]),
+        ("raises", ["the judge is asleep"]),
+        ("words", ["numbers"]),
+        ("complex_numbers", ["complex numbers have no order"]),
+        ("columns", ["shape (1, 1) for 1 images"]),
     ],
 )
 def test_a_failing_reward_is_an_error_never_a_zero(
-    sdpo: Run, tmp_path: Path, tiny_overrides: list[str], reward: str, words: list[str]
+    sdpo: Run, tiny_overrides: list[str], reward: str, words: list[str]
 ) -> None:
-    (tmp_path / "mine.py").write_text(REWARDS)
-    overrides = [*tiny_overrides, f"rewards={{'mine:{reward}': 1.0}}", "prompts.train=[cat]"]
-    refused(sdpo("train", "emoji", *overrides), *words)
+    name = bad_rewards.path_to(reward)
+    overrides = [*tiny_overrides, f"rewards={{'{name}': 1.0}}", "prompts.train=[cat]"]
+    failed(sdpo("train", "emoji", *overrides), repr(name), *words)
+
+
+def test_a_reward_that_does_not_exist(sdpo: Run, tiny_overrides: list[str]) -> None:
+    overrides = [*tiny_overrides, "rewards={'helpers.bad_rewards:missing': 1.0}"]
+    failed(sdpo("train", "emoji", *overrides), "'helpers.bad_rewards:missing' cannot be imported")
 
 
 def test_other_commands_refuse(sdpo: Run, tmp_path: Path) -> None:
-    refused(sdpo("report", "nowhere"), "nowhere")
-    refused(sdpo("evaluate", "emoji", "--steps", "one"), "--steps")
-    refused(sdpo("sample", "nowhere/at/all", "cat"), "nowhere/at/all")
+    failed(sdpo("report", "nowhere"), "nowhere")
+    failed(sdpo("evaluate", "emoji", "--steps", "one"), "--steps")
+    failed(sdpo("sample", "nowhere/at/all", "cat"), "nowhere/at/all")
     (tmp_path / "model").mkdir()
-    refused(sdpo("sample", "model", "cat"), "model_index.json")
+    failed(sdpo("sample", "model", "cat"), "model_index.json")
     (tmp_path / "model" / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
-    refused(sdpo("sample", "model", "cat"), "KandinskyPipeline", "StableDiffusionPipeline")
+    failed(sdpo("sample", "model", "cat"), "KandinskyPipeline", "StableDiffusionPipeline")
 
 
 def test_the_real_process_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sdpo", "train", "emojy"]
-    refused(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True), "did you mean 'emoji'")
+    failed(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True), "did you mean 'emoji'")

@@ -12,28 +12,47 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.command_line import Run
+from helpers import bad_rewards
+from helpers.command_line import Run, failed, succeeded
+from helpers.paths import TESTS, import_path
 
 from sdpo import Config, Trainer
+from sdpo.cli.main import main
 from sdpo.commands.compare.plan import plan_runs
 from sdpo.commands.compare.training import train_missing
 from sdpo.method.algorithms import ALGORITHMS
 
-VARIANTS = """
-grpo: {algorithm: {branches: 4}, sample: {prompts_per_epoch: 4}, train: {batch_size: 2}}
-refused: {rewards: {'mine:nothing': 1.0}}
-crashing: {rewards: {colorfulness: 1.0}, prompts: {train: [explode]}}
+NOTHING = bad_rewards.path_to("nothing")
+VARIANTS = f"""
+grpo: {{algorithm: {{branches: 4}}, sample: {{prompts_per_epoch: 4}}, train: {{batch_size: 2}}}}
+refused: {{rewards: {{'{NOTHING}': 1.0}}}}
+crashing: {{rewards: {{colorfulness: 1.0}}, prompts: {{train: [explode]}}}}
 """
 
 
-@pytest.fixture
-def command(tmp_path: Path, tiny_overrides: list[str]) -> list[str]:
-    """Return the start of a command, up to the names to compare; write its settings and variants."""
-    config = Config.load("emoji", [*tiny_overrides, "lora={rank: 2, alpha: 4}"])
-    (tmp_path / "tiny.yaml").write_text(config.to_yaml())
-    (tmp_path / "variants.yaml").write_text(VARIANTS)
-    (tmp_path / "mine.py").write_text("def nothing(images, prompts, metadata):\n    return []\n")
-    return ["compare", "tiny.yaml", "--seeds", "1", "--variants", "variants.yaml", "--algorithms"]
+Command = list[str]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_overrides: list[str]) -> Path:
+    """A folder with settings and variants."""
+    folder = tmp_path_factory.mktemp("compare")
+    (folder / "tiny.yaml").write_text(Config.load("emoji", tiny_overrides).to_yaml())
+    (folder / "variants.yaml").write_text(VARIANTS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(folder: Path) -> Command:
+    """The start of a command, up to the names to compare."""
+    return ["compare", f"{folder}/tiny.yaml", "--seeds", "1", "--variants", f"{folder}/variants.yaml", "--algorithms"]
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, command: Command) -> Path:
+    """A comparison of all algorithms; tests copy what they change."""
+    assert main([*command, ",".join(ALGORITHMS), "--output-dir", str(folder / "whole")]) == 0
+    return folder / "whole"
 
 
 def numbers(folder: Path) -> list[dict[str, str]]:
@@ -41,19 +60,35 @@ def numbers(folder: Path) -> list[dict[str, str]]:
     return [row | {"seconds": ""} for row in csv.DictReader((folder / "comparison.csv").open())]
 
 
-def test_every_algorithm_interrupted_and_repeated(
-    sdpo: Run, tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command.append(",".join(ALGORITHMS))
-    shown = sdpo(*command, "--dry-run")
-    assert shown.returncode == 0 and "grpo-seed42: 0 of 2 epochs" in shown.stdout, shown.stderr
-    whole = sdpo(*command, "--output-dir", "whole")
-    assert whole.returncode == 0, whole.stderr
-    rows = numbers(tmp_path / "whole")
-    assert {row["name"] for row in rows} == set(ALGORITHMS) and {row["images"] for row in rows} == {"0", "16", "32"}
-    before = {row["value"] for row in rows if row["epoch"] == "0" and row["steps"] == "1"}
-    assert len({float(f"{float(value):.5g}") for value in before}) == 1, "all begin with the base model"
+def test_every_algorithm_begins_with_the_base_model(sdpo: Run, command: Command, whole: Path) -> None:
+    names = ",".join(ALGORITHMS)
+    assert "grpo-seed42: 0 of 2 epochs" in succeeded(sdpo(*command, names, "--dry-run")).stdout
+    table = numbers(whole)
+    assert {row["name"] for row in table} == set(ALGORITHMS) and {row["images"] for row in table} == {"0", "16", "32"}
+    before = {row["value"] for row in table if row["epoch"] == "0" and row["steps"] == "1"}
+    assert len({float(f"{float(value):.5g}") for value in before}) == 1
 
+
+def test_runs_without_weights_count_as_finished_by_their_numbers(
+    sdpo: Run, tmp_path: Path, command: Command, whole: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "copy")
+    for run in (tmp_path / "copy" / "runs").iterdir():
+        for name in ("checkpoints", "lora"):
+            shutil.rmtree(run / name)
+        (run / "report.html").unlink()
+    again = succeeded(sdpo(*command, ",".join(ALGORITHMS), "--output-dir", "copy"))
+    assert "6 of 6 runs are finished" in again.stdout
+    directories = [f"{name}=copy/runs/{name}-seed42" for name in ALGORITHMS]
+    succeeded(sdpo("compare", *directories, "--output-dir", "named"))
+    assert numbers(tmp_path / "named") == numbers(tmp_path / "copy") == numbers(whole)
+
+
+def test_an_interrupted_comparison_is_completed_by_the_same_command(
+    sdpo: Run, tmp_path: Path, command: Command, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["sdpo", "rebel", "grpo"]
+    pieces = [*command, ",".join(names), "--output-dir", "pieces"]
     calls, train_epoch = [], Trainer.train_epoch
 
     def stopped(trainer: Trainer) -> dict[str, Any]:
@@ -62,31 +97,17 @@ def test_every_algorithm_interrupted_and_repeated(
             raise KeyboardInterrupt
         return train_epoch(trainer)
 
-    monkeypatch.setattr(Trainer, "train_epoch", stopped)
-    assert sdpo(*command, "--output-dir", "pieces").returncode == 130
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    repeated = sdpo(*command, "--output-dir", "pieces")
-    assert repeated.returncode == 0 and "1 of 6 runs are finished" in repeated.stdout, repeated.stderr
-    assert numbers(tmp_path / "pieces") == rows
-
-    # Runs without weights, checkpoints and pages count as finished by their numbers.
-    for run in (tmp_path / "pieces" / "runs").iterdir():
-        for name in ("checkpoints", "lora"):
-            shutil.rmtree(run / name)
-        (run / "report.html").unlink()
-    again = sdpo(*command, "--output-dir", "pieces")
-    assert again.returncode == 0 and "6 of 6 runs are finished" in again.stdout, again.stderr
-    directories = [f"{name}=pieces/runs/{name}-seed42" for name in ALGORITHMS]
-    assert sdpo("compare", *directories, "--output-dir", "named").returncode == 0
-    assert numbers(tmp_path / "named") == rows
-
-    refused = sdpo(*command, "--output-dir", "pieces", "train.learning_rate=0.5")
-    assert refused.returncode == 2 and "train.learning_rate: 0.001 → 0.5" in refused.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_epoch", stopped)
+        assert sdpo(*pieces).returncode == 130
+    assert "1 of 3 runs are finished" in succeeded(sdpo(*pieces)).stdout
+    by_name = {name: [row for row in numbers(whole) if row["name"] == name] for name in names}
+    assert numbers(tmp_path / "pieces") == [row for name in names for row in by_name[name]]
+    failed(sdpo(*pieces, "train.learning_rate=0.5"), "train.learning_rate: 0.001 → 0.5")
 
 
 def test_a_failing_run_costs_no_other(
-    sdpo: Run, tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+    sdpo: Run, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = Trainer.train
 
@@ -97,24 +118,23 @@ def test_a_failing_run_costs_no_other(
 
     monkeypatch.setattr(Trainer, "train", crash)
     result = sdpo(*command, "refused,crashing,sdpo", "--output-dir", "out")
-    assert result.returncode == 2
-    for words in ("2 of 3 runs failed", "refused-seed42: ", "mine:nothing", "a fault of the program", "test_compare"):
+    assert result.returncode == 2  # the fault of the program comes with its traceback
+    for words in ("2 of 3 runs failed", "refused-seed42: ", NOTHING, "a fault of the program", "test_compare"):
         assert words in result.stderr, result.stderr
     assert {row["name"] for row in numbers(tmp_path / "out")} == {"sdpo"}
-    nothing = sdpo(*command, "refused", "--output-dir", "none")
-    assert nothing.returncode == 2 and "nothing to compare" in nothing.stderr and "mine:nothing" in nothing.stderr
+    failed(sdpo(*command, "refused", "--output-dir", "none"), "nothing to compare", NOTHING)
 
 
-def test_runs_in_processes(sdpo: Run, tmp_path: Path, command: list[str]) -> None:
-    command += ["sdpo,refused", "--output-dir"]
-    result = sdpo(*command, "spread", "--processes", "2", "epochs=1")
-    assert result.returncode == 2 and "sdpo-seed42: finished" in result.stdout, result.stdout
-    assert "refused-seed42: " in result.stderr and "mine:nothing" in result.stderr, result.stderr
-    assert "Traceback" not in result.stderr
-    sdpo(*command, "here", "epochs=1")
-    for spread, here in zip(numbers(tmp_path / "spread"), numbers(tmp_path / "here"), strict=True):
-        assert float(spread.pop("value")) == pytest.approx(float(here.pop("value")), rel=1e-3)
-        assert spread == here
+def test_runs_in_processes(sdpo: Run, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", import_path(TESTS))
+    both = [*command, "sdpo,refused", "epochs=1", "--output-dir"]
+    result = sdpo(*both, "children", "--processes", "2")
+    failed(result, f"refused-seed42: reward {NOTHING!r} returned shape (0,)")
+    assert "sdpo-seed42: finished" in result.stdout
+    failed(sdpo(*both, "here"), f"refused-seed42: reward {NOTHING!r} returned shape (0,)")
+    for child, here in zip(numbers(tmp_path / "children"), numbers(tmp_path / "here"), strict=True):
+        assert float(child.pop("value")) == pytest.approx(float(here.pop("value")), rel=1e-3)
+        assert child == here
 
 
 def test_processes_have_their_share_of_threads_and_of_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +162,7 @@ def test_processes_have_their_share_of_threads_and_of_the_gpus(tmp_path: Path, m
 
 
 def test_an_interrupt_ends_the_processes(
-    sdpo: Run, tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+    sdpo: Run, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[subprocess.Popen[bytes]] = []
 

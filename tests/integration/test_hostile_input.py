@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.command_line import Run
+from helpers.command_line import Run, succeeded
 
 HOSTILE = [
     "<script>alert('p')</script>",
@@ -28,12 +28,11 @@ def test_a_real_run_with_hostile_prompts_and_a_token(
     overrides = [*tiny_overrides, "epochs=1", "prompts={train: prompts.jsonl, unseen: prompts.jsonl}", "lora={rank: 1}"]
     overrides += ["rewards={mine:Judge: 1.0}", "reward_options={mine:Judge: {key_env: JUDGE_KEY}}"]
     before = {*tmp_path.iterdir(), tmp_path / "run", tmp_path / "__pycache__"}
-    result = sdpo("train", "emoji", *overrides, "--output-dir", "run")
-    assert result.returncode == 0, result.stderr
+    result = succeeded(sdpo("train", "emoji", *overrides, "--output-dir", "run"))
     assert set(tmp_path.iterdir()) <= before and not (tmp_path.parent / "escape").exists()
 
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "&lt;script&gt;alert(&#x27;p&#x27;)&lt;/script&gt;" in page and "&lt;img src=x onerror" in page
+    assert "&lt;script&gt;alert(&#39;p&#39;)&lt;/script&gt;" in page and "&lt;img src=x onerror" in page
     assert "<script" not in page and "<img src=x" not in page and page.count("</style>") == 1
     for path in (tmp_path / "run").rglob("*"):
         assert not path.is_file() or b"correct-horse" not in path.read_bytes(), path
@@ -43,7 +42,7 @@ def test_a_real_run_with_hostile_prompts_and_a_token(
 def test_a_dotted_path_imports_the_users_module_and_no_other(sdpo: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("open('imported', 'w').close()\ndef reward(*a): ...\n")
     (tmp_path / "other.py").write_text("open('other-imported', 'w').close()\n")
-    assert sdpo("train", "emoji", "--dry-run").returncode == 0
+    succeeded(sdpo("train", "emoji", "--dry-run"))
     assert not (tmp_path / "imported").exists()
-    assert sdpo("train", "emoji", "rewards={mine:reward: 1.0}", "--dry-run").returncode == 0
+    succeeded(sdpo("train", "emoji", "rewards={mine:reward: 1.0}", "--dry-run"))
     assert (tmp_path / "imported").exists() and not (tmp_path / "other-imported").exists()

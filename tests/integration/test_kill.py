@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from helpers import forked_processes as forked
-from helpers import small_run as micro
+from helpers import small_run
+from helpers.run_files import epochs
 
 from sdpo import Trainer
 from sdpo.cli.main import main
@@ -36,7 +37,7 @@ def train(model: Path, run: Path, fatal_operation: int | None = None) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
-    Trainer(micro.config(model, run, **SETTINGS)).train()
+    Trainer(small_run.config(model, run, **SETTINGS)).train()
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_twenty_kills(tiny_pipeline: Path, tmp_path: Path, undisturbed: tuple[Pa
     process.join(120)
     assert process.exitcode == 0, log.read_text()
     assert min(kills.count("moment"), kills.count("operation")) >= 5
-    micro.assert_same_end(whole, run)
+    small_run.assert_same_end(whole, run)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -86,7 +87,7 @@ def test_a_signal_saves_the_last_epoch_that_ended(
     settings: dict[str, Any] = dict(epochs=6, checkpoint={"every": 100, "keep_last": 1}, evaluate={"every": 0})
     log = tmp_path / "log"
     for name in ("whole", "parts"):
-        command = micro.arguments(tiny_pipeline, tmp_path / name, **settings)
+        command = small_run.arguments(tiny_pipeline, tmp_path / name, **settings)
         process = forked.start(main, command, log=log)
         metrics = tmp_path / "parts" / "metrics.jsonl"
         while name == "parts" and process.is_alive() and (not metrics.exists() or metrics.read_text().count("\n") < 3):
@@ -102,5 +103,5 @@ def test_a_signal_saves_the_last_epoch_that_ended(
     process = forked.start(main, command, log=log)  # with as many threads as before
     process.join(60)
     assert process.exitcode == 0, log.read_text()
-    assert [row["epoch"] for row in micro.rows(tmp_path / "parts")] == [1, 2, 3, 4, 5, 6]
-    micro.assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert epochs(tmp_path / "parts") == [1, 2, 3, 4, 5, 6]
+    small_run.assert_same_end(tmp_path / "whole", tmp_path / "parts")

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import yaml
 from helpers import forked_processes as forked
-from helpers import small_run as micro
-from helpers.command_line import Run
+from helpers import small_run
+from helpers.command_line import Run, failed, succeeded
 from helpers.paths import REPOSITORY
+from helpers.run_files import epochs, rows
 
 from sdpo.cli.main import main
 
@@ -80,23 +81,21 @@ def notes(run: Path) -> list[str]:
 
 
 def test_a_killed_run_is_resumed_to_the_same_bits(sdpo: Run, folder: Path, tiny_pipeline: Path) -> None:
-    whole = sdpo(*micro.arguments(tiny_pipeline, folder / "whole", **SETTINGS))
-    assert whole.returncode == 0, whole.stderr
-    command = micro.arguments(tiny_pipeline, folder / "killed", **SETTINGS)
+    succeeded(sdpo(*small_run.arguments(tiny_pipeline, folder / "whole", **SETTINGS)))
+    command = small_run.arguments(tiny_pipeline, folder / "killed", **SETTINGS)
     (folder / "kill").touch()
     process = forked.start(main, command, log=folder / "log")
     process.join(120)
     assert process.exitcode == -9, (folder / "log").read_text()
-    assert [row["epoch"] for row in micro.rows(folder / "killed")] == [1, 2]
+    assert epochs(folder / "killed") == [1, 2]
     (folder / "kill").unlink()
-    resumed = sdpo(*command)
-    assert resumed.returncode == 0, resumed.stderr
-    micro.assert_same_end(folder / "whole", folder / "killed")
-    rows = micro.rows(folder / "whole")
-    assert len({row["train/loss"] for row in rows}) == 4 and rows[-1]["reward_queries"] == 4 * 16 * 2
+    succeeded(sdpo(*command))
+    small_run.assert_same_end(folder / "whole", folder / "killed")
+    found = rows(folder / "whole")
+    assert len({row["train/loss"] for row in found}) == 4 and found[-1]["reward_queries"] == 4 * 16 * 2
 
-    epochs = [f"epoch {epoch} of 4" for epoch in range(1, 5)]
-    expected = ["evaluation of epoch 0", *epochs[:3], "evaluation of epoch 4", epochs[3], "finished"]
+    ended = [f"epoch {epoch} of 4" for epoch in range(1, 5)]
+    expected = ["evaluation of epoch 0", *ended[:3], "evaluation of epoch 4", ended[3], "finished"]
     assert notes(folder / "whole") == notes(folder / "killed") == expected
 
     recorded = yaml.safe_load((folder / "killed" / "config.yaml").read_text())
@@ -108,50 +107,38 @@ def test_a_killed_run_is_resumed_to_the_same_bits(sdpo: Run, folder: Path, tiny_
     }
     assert recorded["advantage"]["normalizer"] == SETTINGS["advantage"]["normalizer"]
     changed = sdpo(*command, "algorithm.temperature=3", "algorithm.credit.horizon=1")
-    assert changed.returncode == 2 and "Traceback" not in changed.stderr
-    assert "algorithm.temperature: 1.5 → 3.0" in changed.stderr
-    assert "algorithm.credit.horizon: 3 → 1" in changed.stderr
+    failed(changed, "algorithm.temperature: 1.5 → 3.0", "algorithm.credit.horizon: 3 → 1")
 
     (folder / "own_algorithm.py").unlink()
     del sys.modules["own_algorithm"]
-    assert sdpo("sample", "killed", "cat", "--steps", "1", "-o", "cat.png").returncode == 0, (
-        "an image needs no algorithm"
-    )
-    gone = sdpo(*command)
-    assert gone.returncode == 2 and "'own_algorithm:WeightedRatio' cannot be imported" in gone.stderr
+    succeeded(sdpo("sample", "killed", "cat", "--steps", "1", "-o", "cat.png"))  # an image needs no algorithm
+    failed(sdpo(*command), "'own_algorithm:WeightedRatio' cannot be imported")
 
 
 def test_a_callback_that_raises_ends_the_run_after_the_epoch_is_saved(
     sdpo: Run, folder: Path, tiny_pipeline: Path
 ) -> None:
-    command = micro.arguments(tiny_pipeline, folder / "run", callbacks=[{"name": "breaks:Breaks", "at": 2}])
-    broken = sdpo(*command)
-    assert broken.returncode == 2 and "Traceback" not in broken.stderr
-    assert "breaks:Breaks" in broken.stderr and "OSError: no line to the office" in broken.stderr
-    assert [row["epoch"] for row in micro.rows(folder / "run")] == [1, 2]
-    resumed = sdpo(*command, "callbacks=[own_callback:Notes]")
-    assert resumed.returncode == 0, resumed.stderr
+    command = small_run.arguments(tiny_pipeline, folder / "run", callbacks=[{"name": "breaks:Breaks", "at": 2}])
+    failed(sdpo(*command), "breaks:Breaks", "OSError: no line to the office")
+    assert epochs(folder / "run") == [1, 2]
+    succeeded(sdpo(*command, "callbacks=[own_callback:Notes]"))
     assert notes(folder / "run") == ["evaluation of epoch 3", "epoch 3 of 3", "finished"]
 
 
 def test_doctor_and_the_estimate_of_the_cost(sdpo: Run, folder: Path, tiny_pipeline: Path) -> None:
-    arguments = micro.arguments(tiny_pipeline, folder / "run", **SETTINGS)
-    examined = sdpo("doctor", arguments[1])
-    assert examined.returncode == 0 and " 0 FAIL" in examined.stdout, examined.stdout + examined.stderr
-    estimate = sdpo(*arguments, "--dry-run")
-    assert "16 trajectories, at most 32 reward queries" in estimate.stdout, estimate.stderr
+    arguments = small_run.arguments(tiny_pipeline, folder / "run", **SETTINGS)
+    assert " 0 FAIL" in succeeded(sdpo("doctor", arguments[1])).stdout
+    assert "16 trajectories, at most 32 reward queries" in succeeded(sdpo(*arguments, "--dry-run")).stdout
 
 
 def test_a_comparison_with_a_built_in_algorithm(sdpo: Run, folder: Path, tiny_pipeline: Path) -> None:
-    file = micro.arguments(tiny_pipeline, folder / "run", epochs=2, advantage={"normalizer": "pair"})[1]
+    file = small_run.arguments(tiny_pipeline, folder / "run", epochs=2, advantage={"normalizer": "pair"})[1]
     names = "sdpo,own_algorithm:WeightedRatio"
     command = ["compare", file, "--algorithms", names, "--seeds", "1", "--output-dir", "compared"]
-    result = sdpo(*command)
-    assert result.returncode == 0, result.stderr
-    rows = list(csv.DictReader((folder / "compared" / "comparison.csv").open()))
-    assert {row["name"] for row in rows} == set(names.split(","))
+    succeeded(sdpo(*command))
+    table = list(csv.DictReader((folder / "compared" / "comparison.csv").open()))
+    assert {row["name"] for row in table} == set(names.split(","))
     assert (folder / "compared" / "runs" / "own_algorithm.WeightedRatio-seed42" / "report.html").is_file()
-    again = sdpo(*command)
-    assert again.returncode == 0 and "2 of 2 runs are finished" in again.stdout
+    assert "2 of 2 runs are finished" in succeeded(sdpo(*command)).stdout
     unknown = sdpo("compare", file, "--algorithms", "own_algorithm:Missing", "--dry-run")
-    assert unknown.returncode == 2 and "'own_algorithm:Missing' cannot be imported" in unknown.stderr
+    failed(unknown, "'own_algorithm:Missing' cannot be imported")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import small_run
+from helpers import bad_rewards, small_run
+from helpers.command_line import succeeded
 from helpers.launched_processes import ended, launch
+from helpers.run_files import epochs, lora_weights, rows_without_time
 from PIL import Image
 
 from sdpo import Trainer
@@ -19,21 +24,9 @@ from sdpo.cli.main import main
 from sdpo.loop.policy_update import PolicyUpdate
 
 SETTINGS: dict[str, Any] = dict(sample={"prompts_per_epoch": 16}, train={"batch_size": 8}, evaluate={"every": 2})
-REWARD = """
-import os, signal, torch
-calls = 0
-def reward(images, prompts, metadata):
-    global calls
-    calls += 1
-    if os.environ.get("RANK") == "1" and calls == int(os.environ["FAILS_AT"]):
-        if os.environ["HOW"] == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise RuntimeError("the judge fell asleep")
-    return images.mean((1, 2, 3))
-"""
 
 
-def train(model: Path, run: Path, epochs: int, synchronised: bool = True) -> None:
+def train(model: Path, run: Path, synchronised: bool = True) -> None:
     """Train, and record each process's samples, weights and written files beside the run's directory."""
     rank = int(os.environ["RANK"])
     seen: list[dict[str, Any]] = []
@@ -45,7 +38,7 @@ def train(model: Path, run: Path, epochs: int, synchronised: bool = True) -> Non
             written.append(f"{event} {arguments[0]}")
 
     sys.addaudithook(watch)
-    trainer = Trainer(small_run.config(model, run, epochs=epochs, **SETTINGS))
+    trainer = Trainer(small_run.config(model, run, **SETTINGS))
     update = PolicyUpdate.run
 
     def watched(self: PolicyUpdate, trajectories: Any, advantages: torch.Tensor, *rest: Any) -> Any:
@@ -68,33 +61,34 @@ def train(model: Path, run: Path, epochs: int, synchronised: bool = True) -> Non
     torch.save({"seen": seen, "weights": weights, "written": written}, f"{run}.rank{rank}.pt")
 
 
+Record = dict[str, Any]
+
+
 @pytest.fixture(scope="module")
-def runs(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, list[dict[str, Any]]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the runs: `1`, `2`, `4`, …"""
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_pipeline: Path, folder: Path) -> dict[str, list[Record]]:
     """Records of each rank: of 1, 2 and 4 processes, of 2 without averaged gradients, and of resumed runs."""
-    folder = tmp_path_factory.mktemp("processes")
-    launches = {
-        1: [(1, 3)],
-        2: [(2, 3)],
-        4: [(4, 3)],
-        "unsynchronised": [(2, 3)],
-        "2 then 1": [(2, 2), (1, 3)],
-        "1 then 2": [(1, 2), (2, 3)],
-    }
+    launches = {"1": 1, "2": 2, "4": 4, "unsynchronised": 2, "2 then 1": 1, "1 then 2": 2}
     found = {}
-    for name, stages in launches.items():
-        run = folder / str(name).replace(" ", "_")
-        for count, epochs in stages:
-            logs = folder / f"{run.name}.logs"
-            codes, texts = ended(
-                launch(count, train, tiny_pipeline, run, epochs, name != "unsynchronised", logs=logs), logs
-            )
-            assert codes == [0] * count, texts
-        found[name] = [torch.load(f"{run}.rank{rank}.pt") for rank in range(stages[-1][0])]
-        found[name][0]["rows"] = small_run.rows(run)
+    for name, count in launches.items():
+        run = folder / name.replace(" ", "_")
+        if " then " in name:  # as if the other launch had ended after epoch 2
+            shutil.copytree(folder / name[0], run)
+            shutil.rmtree(run / "checkpoints" / "3")
+        logs = folder / f"{run.name}.logs"
+        codes, texts = ended(launch(count, train, tiny_pipeline, run, name != "unsynchronised", logs=logs), logs)
+        assert codes == [0] * count, texts
+        found[name] = [torch.load(f"{run}.rank{rank}.pt") for rank in range(count)]
+        found[name][0]["rows"] = rows_without_time(run)
     return found
 
 
-def together(ranks: list[dict[str, Any]], epoch: int, name: str) -> Any:
+def together(ranks: list[Record], epoch: int, name: str) -> Any:
     """A quantity from all ranks, in the order of the global sample index."""
     index = torch.cat([rank["seen"][epoch]["index"] for rank in ranks])
     assert sorted(index.tolist()) == list(range(16))
@@ -104,11 +98,11 @@ def together(ranks: list[dict[str, Any]], epoch: int, name: str) -> Any:
     return torch.cat([rank["seen"][epoch][name] for rank in ranks])[index.argsort()]
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", ["2", "4"])
 def test_samples_advantages_and_weights_do_not_depend_on_the_number_of_processes(
-    runs: dict[Any, list[dict[str, Any]]], count: int
+    runs: dict[str, list[Record]], count: str
 ) -> None:
-    one, several = runs[1], runs[count]
+    one, several = runs["1"], runs[count]
     for epoch in range(3):
         assert together(one, epoch, "prompts") == together(several, epoch, "prompts")
         for name in ("states", "log_prob", "advantages"):
@@ -124,43 +118,59 @@ def test_samples_advantages_and_weights_do_not_depend_on_the_number_of_processes
     assert all(rank["written"] == [] for rank in several[1:]) and several[0]["written"]
 
 
-def test_without_averaged_gradients_the_weights_differ(runs: dict[Any, list[dict[str, Any]]]) -> None:
-    one, (first, second) = runs[1][0]["weights"], (rank["weights"] for rank in runs["unsynchronised"])
+def test_without_averaged_gradients_the_weights_differ(runs: dict[str, list[Record]]) -> None:
+    one, (first, second) = runs["1"][0]["weights"], (rank["weights"] for rank in runs["unsynchronised"])
     assert max((first[n] - second[n]).abs().max() for n in one) > 1e-4
     assert max((first[n] - one[n]).abs().max() for n in one) > 1e-4
 
 
 @pytest.mark.parametrize("stages", ["2 then 1", "1 then 2"])
-def test_a_run_is_resumed_by_another_number_of_processes(runs: dict[Any, list[dict[str, Any]]], stages: str) -> None:
-    for name, weight in runs[1][0]["weights"].items():
+def test_a_run_is_resumed_by_another_number_of_processes(runs: dict[str, list[Record]], stages: str) -> None:
+    for name, weight in runs["1"][0]["weights"].items():
         torch.testing.assert_close(runs[stages][0]["weights"][name], weight, atol=1e-5, rtol=0)
     assert [row["epoch"] for row in runs[stages][0]["rows"]] == [1, 2, 3]
+    assert len(runs[stages][0]["seen"]) == 1, "it trained epoch 3 alone"
+
+
+def test_a_real_launch_makes_the_run_of_one_process(
+    runs: dict[str, list[Record]], folder: Path, tiny_pipeline: Path
+) -> None:
+    run = folder / "launched"
+    command = small_run.arguments(tiny_pipeline, run, **SETTINGS)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    succeeded(subprocess.run([*launcher, "-m", "sdpo", *command], capture_output=True, text=True))
+    assert json.loads((run / "environment.json").read_text())["processes"] == 2
+    one, two = lora_weights(folder / "1"), lora_weights(run)
+    assert one.keys() == two.keys() and all(torch.allclose(one[k], two[k], atol=1e-5) for k in one)
+    assert max(one[k].abs().max() for k in one if "lora_B" in k) > 1e-4, "nothing was learned"
+    for alone, shared in zip(runs["1"][0]["rows"], rows_without_time(run), strict=True):
+        assert alone.keys() == shared.keys()
+        for name in ("images", "reward_queries", "denoiser_evaluations"):
+            assert alone[name] == shared[name]
+        for name in ("train/loss", "train/grad_norm", "reward/last_step", "reward/first_step"):
+            assert alone[name] == pytest.approx(shared[name], rel=1e-3), name
 
 
 @pytest.mark.parametrize("how", ["raises", "killed"])
-def test_a_process_that_fails_ends_the_run(
-    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    (tmp_path / "mine.py").write_text(REWARD)
-    settings = {**SETTINGS, "rewards": {"mine:reward": 1.0}, "checkpoint": {"every": 100}}
+def test_a_process_that_fails_ends_the_run(tiny_pipeline: Path, tmp_path: Path, how: str) -> None:
+    name = bad_rewards.path_to("Breaks")
+    # The second evaluation comes after two epochs; the call that fails is one of the third.
+    options = {name: {"at": 8, "rank": 1, "killed": how == "killed"}}
+    settings = {**SETTINGS, "rewards": {name: 1.0}, "reward_options": options, "checkpoint": {"every": 100}}
     command = small_run.arguments(tiny_pipeline, tmp_path / "run", epochs=6, **settings)
     logs = tmp_path / "logs"
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    # The second evaluation comes after two epochs; the call that fails is one of the third.
-    processes = launch(2, main, command, logs=logs, HOW=how, FAILS_AT="8")
-    codes, texts = ended(processes, logs)
+    codes, texts = ended(launch(2, main, command, logs=logs), logs)
     errors = [[line for line in text.splitlines() if "sdpo: error" in line] for text in texts]
     assert not any("Traceback" in text for text in texts), texts
     if how == "raises":
         assert codes == [2, 2]
         assert errors[0] == [] and len(errors[1]) == 1, "the process that failed says so, and no other"
-        assert "the judge fell asleep" in errors[1][0] and "[process 1 of 2]" in errors[1][0]
+        assert "the judge is asleep" in errors[1][0] and "[process 1 of 2]" in errors[1][0]
     else:
         assert codes == [2, -signal.SIGKILL]
         assert len(errors[0]) == 1 and "another process of this run has ended" in errors[0][0]
     saved = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
-    assert len(saved) == 1 and int(saved[0]) == len(small_run.rows(tmp_path / "run")) >= 1, "the last epoch is not lost"
+    assert len(saved) == 1 and int(saved[0]) == len(epochs(tmp_path / "run")) >= 1, "the last epoch is not lost"
 
 
 def command(folder: Path, words: list[str]) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +16,11 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from helpers import small_run
-from helpers.command_line import Run
+from helpers.command_line import Run, failed
 from helpers.launched_processes import ended, launch
+from helpers.pipelines import load_pipeline
+from helpers.run_files import rows, rows_without_time
+from helpers.spoiled_loss import spoiled_loss
 
 from sdpo import Trainer
 from sdpo.cli.main import main
@@ -27,6 +30,7 @@ from sdpo.run.checkpoint import Checkpoint, CheckpointStore
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
 SETTINGS: dict[str, Any] = dict(
+    epochs=2,
     sample={"prompts_per_epoch": 8},
     train={"batch_size": 4, "micro_batch": 1, "kl_weight": 0.1},  # several calls a step, and the base model
     evaluate={"every": 2, "steps": [1, 2]},  # three prompts: the processes draw two images and one
@@ -42,11 +46,8 @@ TRAJECTORIES: dict[str, Any] = {**SETTINGS, "algorithm": {"name": "rebel", "cred
 has_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 
 
-def train(model: Path, run: Path, epochs: int, settings: dict[str, Any]) -> None:
-    settings, dtype = dict(settings), settings.get("dtype", "float32")
-    settings.pop("dtype", None)
-    config = small_run.config(model, run, epochs=epochs, **settings)
-    trainer = Trainer(config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})}))
+def train(model: Path, run: Path, settings: dict[str, Any]) -> None:
+    trainer = Trainer(small_run.config(model, run, **settings))
     trainer.train()
     network = list(trainer.parts.backbone.network_module.parameters())
     held = sum(getattr(p, "_local_tensor", p).numel() for p in network) / sum(p.numel() for p in network)
@@ -55,25 +56,36 @@ def train(model: Path, run: Path, epochs: int, settings: dict[str, Any]) -> None
 
 
 class LaunchedRuns:
-    """Runs of three epochs in one or several launches; a run that several tests use is trained once."""
+    """Runs of two epochs; one that several tests use is trained once."""
 
     def __init__(self, model: Path, folder: Path) -> None:
         self.model = model
         self.folder = folder
         self.made: dict[str, Path] = {}
 
-    def run(self, settings: dict[str, Any], *stages: tuple[int, int, dict[str, str]]) -> Path:
-        """The directory of a run. A stage is a launch: number of processes, last epoch, environment variables."""
-        key = repr((settings, stages))
+    def run(self, settings: dict[str, Any], count: int, environment: dict[str, str], begun: Path | None = None) -> Path:
+        """The directory of a run.
+
+        Args:
+            settings: the settings of the run.
+            count: the number of processes.
+            environment: the environment variables of the launch.
+            begun: a run whose first epoch is taken, as if that launch had ended then.
+        """
+        key = repr((settings, count, environment, begun))
         if key not in self.made:
             run = self.made[key] = self.folder / str(len(self.made))
-            for number, (count, epochs, environment) in enumerate(stages):
-                logs = self.folder / f"{run.name}.{number}.logs"
-                codes, texts = ended(
-                    launch(count, train, self.model, run, epochs, settings, logs=logs, **environment), logs
-                )
-                assert codes == [0] * count, texts
+            if begun is not None:
+                shutil.copytree(begun, run)
+                shutil.rmtree(run / "checkpoints" / "2")
+            logs = self.folder / f"{run.name}.logs"
+            codes, texts = ended(launch(count, train, self.model, run, settings, logs=logs, **environment), logs)
+            assert codes == [0] * count, texts
         return self.made[key]
+
+    def alone(self, settings: dict[str, Any]) -> Path:
+        """The directory of the run that one process makes."""
+        return self.run(settings, 1, {})
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +94,7 @@ def runs(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def last(run: Path) -> Checkpoint:
-    return CheckpointStore(run / "checkpoints").load(3)
+    return CheckpointStore(run / "checkpoints").load(2)
 
 
 def assert_alike(one: Path, other: Path) -> None:
@@ -98,7 +110,7 @@ def assert_alike(one: Path, other: Path) -> None:
         assert moments["step"] == after[i]["step"] > 0
         for moment in ("exp_avg", "exp_avg_sq"):
             torch.testing.assert_close(after[i][moment], moments[moment], atol=1e-4, rtol=1e-2)
-    for expected, found in zip(small_run.rows(one), small_run.rows(other), strict=True):
+    for expected, found in zip(rows_without_time(one), rows_without_time(other), strict=True):
         assert expected.keys() == found.keys()
         for name, value in expected.items():
             assert value is None or found[name] == pytest.approx(value, rel=5e-3, abs=2e-5), name
@@ -112,8 +124,8 @@ both = pytest.mark.parametrize("environment", [FSDP, pytest.param(ZERO, marks=ha
 def test_a_sharded_run_equals_an_unsharded_one(
     runs: LaunchedRuns, settings: dict[str, Any], environment: dict[str, str]
 ) -> None:
-    split = runs.run(settings, (2, 3, environment))
-    assert_alike(runs.run(settings, (1, 3, {})), split)
+    split = runs.run(settings, 2, environment)
+    assert_alike(runs.alone(settings), split)
     for rank in (0, 1):
         seen = json.loads(split.with_suffix(f".rank{rank}.json").read_text())
         if environment is ZERO:
@@ -130,39 +142,43 @@ def test_a_sharded_run_equals_an_unsharded_one(
 def test_sharded_and_unsharded_launches_resume_each_other(
     runs: LaunchedRuns, settings: dict[str, Any], environment: dict[str, str], first: str
 ) -> None:
-    stages = [(2, 2, environment), (1, 3, {})] if first == "sharded" else [(1, 2, {}), (2, 3, environment)]
-    assert_alike(runs.run(settings, (1, 3, {})), runs.run(settings, *stages))
+    alone = runs.alone(settings)
+    if first == "sharded":
+        resumed = runs.run(settings, 1, {}, begun=runs.run(settings, 2, environment))
+    else:
+        resumed = runs.run(settings, 2, environment, begun=alone)
+    assert_alike(alone, resumed)
 
 
 def test_weights_may_stay_gathered_after_the_forward_pass(runs: LaunchedRuns) -> None:
     """Gathered weights are kept until the update's backward pass frees them."""
     kept = {**FSDP, "FSDP_RESHARD_AFTER_FORWARD": "false", "FSDP_AUTO_WRAP_POLICY": "NO_WRAP"}
-    assert_alike(runs.run(ALL_WEIGHTS, (1, 3, {})), runs.run(ALL_WEIGHTS, (2, 3, kept)))
+    assert_alike(runs.alone(ALL_WEIGHTS), runs.run(ALL_WEIGHTS, 2, kept))
 
 
 def test_shards_of_unequal_size(runs: LaunchedRuns) -> None:
     """Three processes: neither the weights nor the images of an evaluation divide evenly."""
     settings = {**ALL_WEIGHTS, "sample": {"prompts_per_epoch": 6}, "train": {**ALL_WEIGHTS["train"], "batch_size": 3}}
-    assert_alike(runs.run(settings, (1, 3, {})), runs.run(settings, (3, 3, FSDP)))
+    assert_alike(runs.alone(settings), runs.run(settings, 3, FSDP))
 
 
 @both
 def test_bfloat16(runs: LaunchedRuns, environment: dict[str, str]) -> None:
     """Sampling and update round alike, so that the log-ratio before the first update is 0, and the weights change."""
-    settings = {**ALL_WEIGHTS, "dtype": "bfloat16", "sample": {**ALL_WEIGHTS["sample"], "micro_batch": 1}}
-    run = runs.run(settings, (2, 3, environment))
-    assert [row["train/on_policy_log_ratio"] for row in small_run.rows(run)] == [0.0] * 3
+    settings = {**ALL_WEIGHTS, "model": {"dtype": "bfloat16"}, "sample": {**ALL_WEIGHTS["sample"], "micro_batch": 1}}
+    run = runs.run(settings, 2, environment)
+    assert [row["train/on_policy_log_ratio"] for row in rows(run)] == [0.0] * 2
     weights = CheckpointStore(run / "checkpoints")
-    first, second = (weights.load(epoch).weights for epoch in (1, 3))
-    assert all(w.dtype == torch.float32 for w in second.values()) and any((first[n] != second[n]).any() for n in first)
+    first, second = (weights.load(epoch).weights for epoch in (1, 2))
+    assert {w.dtype for w in second.values()} == {torch.float32} and any((first[n] != second[n]).any() for n in first)
 
 
 def test_the_result_loads_as_an_unsharded_run_does(runs: LaunchedRuns) -> None:
     for settings, load in ((ALL_WEIGHTS, "model"), (SETTINGS, "lora")):
-        alone, split = runs.run(settings, (1, 3, {})), runs.run(settings, (2, 3, FSDP))
+        alone, split = runs.alone(settings), runs.run(settings, 2, FSDP)
         found = []
         for run in (alone, split):
-            pipeline = DiffusionPipeline.from_pretrained(run / "model" if load == "model" else runs.model)
+            pipeline = load_pipeline(run / "model" if load == "model" else runs.model)
             if load == "lora":
                 pipeline.load_lora_weights(run / "lora")
             found.append({n: p.detach() for n, p in pipeline.unet.named_parameters()})
@@ -178,39 +194,31 @@ def test_a_loss_that_is_not_finite_skips_the_step_on_every_rank(
     logs = tmp_path / "logs"
     codes, texts = ended(launch(2, train_spoiled, runs.model, tmp_path / "run", logs=logs, **environment), logs)
     assert codes == [0, 0], texts
-    assert [row["train/skipped_steps"] for row in small_run.rows(tmp_path / "run")] == [1, 0]
+    assert [row["train/skipped_steps"] for row in rows(tmp_path / "run")] == [1, 0]
     assert "was not finite; its optimizer step, and others like it, were skipped" in texts[0]
 
 
 def train_spoiled(model: Path, run: Path) -> None:
     """Train with an infinite third loss, of finite gradients, on the second process."""
     train = {**ALL_WEIGHTS["train"], "on_nonfinite": "skip"}
-    trainer = Trainer(small_run.config(model, run, epochs=2, **{**ALL_WEIGHTS, "train": train}))
-    loss, calls = type(trainer.parts.algorithm).loss, 0
-
-    def spoiled(self: Any, batch: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        output = loss(self, batch)
-        bad = trainer.parts.processes.rank == 1 and calls == 3
-        return dataclasses.replace(output, loss=output.loss + float("inf")) if bad else output
-
-    type(trainer.parts.algorithm).loss = spoiled  # type: ignore[method-assign]
+    trainer = Trainer(small_run.config(model, run, **{**ALL_WEIGHTS, "train": train}))
+    algorithm: Any = type(trainer.parts.algorithm)  # changed for good: this process ends with the run
+    at = 3 if trainer.parts.processes.rank == 1 else 0
+    algorithm.loss = spoiled_loss(algorithm.loss, at, lambda loss: loss + float("inf"))
     trainer.train()
 
 
 def test_a_killed_process_ends_the_run(tiny_pipeline: Path, tmp_path: Path) -> None:
     """The other process waits inside the network at that moment."""
-    codes, texts = ended(
-        launch(2, fail, tiny_pipeline, tmp_path / "run", logs=tmp_path / "logs", **FSDP), tmp_path / "logs"
-    )
+    logs = tmp_path / "logs"
+    codes, texts = ended(launch(2, train_and_die, tiny_pipeline, tmp_path / "run", logs=logs, **FSDP), logs)
     assert codes == [2, -signal.SIGKILL], texts
     assert "another process of this run has ended" in texts[0] and "Traceback" not in texts[0], texts
 
 
-def fail(model: Path, run: Path) -> int:
+def train_and_die(model: Path, run: Path) -> int:
     """Train, and kill the second process in the middle of sampling."""
-    command = small_run.arguments(model, run.with_name(f"run{os.environ['RANK']}"), epochs=6, **SETTINGS)
+    command = small_run.arguments(model, run.with_name(f"run{os.environ['RANK']}"), **{**SETTINGS, "epochs": 6})
     transition, calls = Policy.transition, 0
 
     def killed(self: Policy, *arguments: Any) -> Any:
@@ -244,8 +252,8 @@ def test_unsupported_launches_are_refused(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    result = sdpo("train", "emoji", "--output-dir", "run")
-    assert result.returncode == 2 and message in result.stderr and not Path("run").exists()
+    failed(sdpo("train", "emoji", "--output-dir", "run"), message)
+    assert not Path("run").exists()
 
 
 RECORDER = """
@@ -286,5 +294,4 @@ def test_unknown_blocks_are_refused(tiny_pipeline: Path, tmp_path: Path) -> None
 def test_other_commands_do_not_shard(sdpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    result = sdpo("sample", "emoji", "a cat", "-o", "x.png")
-    assert result.returncode == 2 and "of sdpo only `train` does that" in result.stderr
+    failed(sdpo("sample", "emoji", "a cat", "-o", "x.png"), "of sdpo only `train` does that")

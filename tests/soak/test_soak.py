@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from helpers import small_run as micro
+from helpers.small_run import config
 
 from sdpo import Trainer
 
@@ -37,9 +37,7 @@ def test_memory_stays_flat(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Trainer, "train_epoch", watched)
     many = [f"a {thing} number {n}" for thing in ("cat", "dog", "fox") for n in range(40)]
-    Trainer(
-        micro.config(tiny_pipeline, tmp_path / "run", epochs=EPOCHS, prompts={"train": many, "unseen": None})
-    ).train()
+    Trainer(config(tiny_pipeline, tmp_path / "run", epochs=EPOCHS, prompts={"train": many, "unseen": None})).train()
     first, last = statistics.mean(memory[:100]), statistics.mean(memory[-100:])
     megabytes = ", ".join(f"{memory[i] / 1e6:.1f}" for i in (0, 24, 49, 99, 149, 199, 249, 299))
     print(

@@ -94,7 +94,7 @@ def test_byte_order_marks_are_no_part_of_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.txt", "cat\ndog\0\n".encode(), "a.txt:2: the prompt contains a null character"),
+        ("a.txt", b"cat\ndog\0\n", "a.txt:2: the prompt contains a null character"),
         ("a.txt", "cat\n".encode("utf-16-le"), "UTF-16"),
         ("a.txt", "cat\n".encode("utf-16"), "cannot be read as UTF-8"),
         ("a.csv", "cat,prompt\n1,caf\xe9\n".encode("latin-1"), "cannot be read as UTF-8"),

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from sdpo.assembly.callbacks import Callback, Callbacks
-from sdpo.assembly.checks import check_density, check_processes
-from sdpo.assembly.given import Given
+from sdpo.assembly.checks import check_density
 from sdpo.assembly.micro_batches import choose_micro_batches, decode_batch
 from sdpo.assembly.model import (
     compile_network,
@@ -25,10 +24,11 @@ from sdpo.assembly.model import (
 from sdpo.assembly.parts import ModelParts, Parts
 from sdpo.assembly.rewards import load_rewards
 from sdpo.assembly.update import first_step_is_shared, make_update
+from sdpo.assembly.user_objects import Given
 from sdpo.backbones import Backbone, PipelineBackbone
 from sdpo.config import Config
 from sdpo.config.named import build_named
-from sdpo.distributed import launch
+from sdpo.distributed.launch import Sharding
 from sdpo.distributed.processes import Processes
 from sdpo.distributed.shard import shard
 from sdpo.evaluation.evaluator import Evaluator
@@ -50,7 +50,7 @@ def build_model(
         config: the configuration of a run, or a default one around a model.
         processes: the processes of this launch.
         prompts: the prompts that will be drawn; each is encoded once.
-        backbone: a model that is loaded already, such as a tuned one; None loads `config.model`.
+        backbone: a model that is loaded already, such as a tuned model; None loads `config.model`.
 
     Raises:
         UserError: if the model cannot be loaded.
@@ -67,6 +67,7 @@ def build(
     processes: Processes,
     *,
     given: Given | None = None,
+    sharding: Sharding | None = None,
     prompts: Sequence[Prompt] | None = None,
     with_rewards: bool = True,
     clock: Clock | None = None,
@@ -74,26 +75,24 @@ def build(
     """Assemble the parts of a training run.
 
     Args:
-        config: the configuration of the run, which describes `given` already.
-        processes: the processes of this launch, of which the caller lets sharded launches pass.
-        given: the user's own pipeline and reward.
-        prompts: the training prompts; None loads those of the configuration, with the unseen ones.
-        with_rewards: load the rewards; without, the parts can sample and update, but not score.
-        clock: counts the seconds of the phases; None counts those of the host.
+        config: the configuration of the run, in which `given` is described already.
+        processes: the processes of this launch.
+        given: the user's own pipeline and reward; None means there are none.
+        sharding: the sharding that the launch asks for, checked; None shards nothing.
+        prompts: the training prompts, without unseen ones; None loads both from the configuration.
+        with_rewards: whether the rewards are loaded; without them the parts can sample and update, but not score.
+        clock: counts the seconds of the phases; None counts them without waiting for the device.
 
     Raises:
         UserError: if a part cannot be made.
     """
     given = given or Given()
-    sharding = _sharding(config, processes)
-    whole = prompts is None
-    train = load_prompts(config.prompts.train) if prompts is None else list(prompts)
-    unseen = load_prompts(config.prompts.unseen) if whole and config.prompts.unseen is not None else []
+    callbacks = Callbacks([build_named(value, {}, Callback, "callbacks") for value in config.callbacks])
+    train, unseen = _load_prompts(config) if prompts is None else (list(prompts), [])
     backbone = _trainable_backbone(config, processes, given, sharding)
-    denoiser = training_schedule(config, backbone)
-    names = [*config.rewards, *config.evaluate.observers] if with_rewards else []
-    rewards = load_rewards(config, dict.fromkeys(names), processes.device, given.rewards(config))
-    trained = {name: rewards[name] for name in config.rewards} if with_rewards else {}
+    denoiser = _training_schedule(config, backbone)
+    names = dict.fromkeys([*config.rewards, *config.evaluate.observers]) if with_rewards else {}
+    rewards = load_rewards(config, names, processes.device, given.rewards(config))
     texts = [p.text for p in [*train, *unseen]]
     warn_of_truncated(backbone, texts)
     model = build_model(config, processes, texts, backbone)
@@ -102,34 +101,37 @@ def build(
         compile_network(config, backbone, model.policy, denoiser, model.embeddings)
         micro_batches = choose_micro_batches(config, model.policy, denoiser, model.embeddings, processes)
     update = make_update(config, model.policy, denoiser.ends_random, processes, sharding)
-    sample = config.sample
+    averaged = _averaged_weights(update.optimization)
+    groups, batch_size = config.sample.prompts_per_epoch, config.train.batch_size
     return Parts(
-        **{name: getattr(model, name) for name in ModelParts.__dataclass_fields__},
+        **vars(model),
         prompts=train,
         denoiser=denoiser,
         algorithm=update.algorithm,
-        batches=Batches(
-            train, sample.prompts_per_epoch, config.train.batch_size, config.seed, processes.rank, processes.count
-        ),
-        mix=RewardMix(trained, config.rewards if with_rewards else {}),
+        batches=Batches(train, groups, batch_size, config.seed, processes.rank, processes.count),
+        mix=RewardMix({name: rewards[name] for name in config.rewards if with_rewards}, config.rewards),
         normalizer=config.build_normalizer(),
         update=update,
-        evaluator=Evaluator(
-            config.evaluate, config.epochs, train, unseen, rewards, _averaged_weights(update.optimization)
-        ),
+        evaluator=Evaluator(config.evaluate, config.epochs, train, unseen, rewards, averaged),
         micro_batches=micro_batches,
         share_first_step=first_step_is_shared(config, denoiser.ends_random),
-        callbacks=Callbacks([build_named(value, {}, Callback, "callbacks") for value in config.callbacks]),
+        callbacks=callbacks,
         clock=clock or Clock(),
         precision=precision,
     )
 
 
-def training_schedule(config: Config, backbone: Backbone) -> Denoiser:
-    """Make the schedule that is trained on; those of the evaluations are tried too, before anything takes time.
+def _load_prompts(config: Config) -> tuple[list[Prompt], list[Prompt]]:
+    """Load the training prompts and the unseen prompts; the latter may be empty."""
+    unseen = config.prompts.unseen
+    return load_prompts(config.prompts.train), load_prompts(unseen) if unseen is not None else []
+
+
+def _training_schedule(config: Config, backbone: Backbone) -> Denoiser:
+    """Make the schedule that is trained on, and try those of the evaluations, before anything takes time.
 
     Raises:
-        UserError: if there is no such schedule, or nothing on it to learn from.
+        UserError: if the model has no such schedule, or the schedule has no step to learn from.
     """
     sample = config.sample
     denoiser = backbone.denoiser(sample.num_steps, sample.eta)
@@ -139,20 +141,10 @@ def training_schedule(config: Config, backbone: Backbone) -> Denoiser:
     return denoiser
 
 
-def _sharding(config: Config, processes: Processes) -> launch.Sharding | None:
-    """What the launch shards, checked; None where one process has everything."""
-    asked = launch.requested(config.device)
-    check_processes(config, processes.count)
-    if asked is None or processes.count == 1:
-        return None
-    launch.check(asked, config, processes.device)
-    return asked
-
-
 def _trainable_backbone(
-    config: Config, processes: Processes, given: Given, sharding: launch.Sharding | None
+    config: Config, processes: Processes, given: Given, sharding: Sharding | None
 ) -> PipelineBackbone:
-    """Load the model, make its trained weights trainable, and shard it where the launch asks for that."""
+    """Load the model, make a LoRA or all of its weights trainable, and shard it where the launch asks for that."""
     device = processes.device
     splits_weights = sharding is not None and sharding.shards_weights
     place = torch.device("cpu") if splits_weights else device
@@ -163,5 +155,5 @@ def _trainable_backbone(
 
 
 def _averaged_weights(optimization: Optimization) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """Gives a context in which the network has the averaged weights, where the run keeps an average."""
+    """A function whose context gives the network the averaged weights, or does nothing where no average is kept."""
     return optimization.ema.applied if optimization.ema is not None else contextlib.nullcontext

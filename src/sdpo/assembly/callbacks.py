@@ -1,4 +1,4 @@
-"""Callbacks: the user's own code at the ends of epochs, evaluations, and the run."""
+"""Callbacks: the user's own code, called after each epoch, after each evaluation, and after the run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ class RunState:
     """The state of a run that a callback sees.
 
     Attributes:
-        epoch: the epoch that has ended; 0 is the base model.
-        epochs: the last epoch of the run.
+        epoch: the epoch that has ended, or from which the result is; 0 is the base model.
+        epochs: the number of epochs in the configuration.
         run_dir: the run's directory.
-        metrics: the epoch's row of `metrics.jsonl`; the evaluation's means where there is no such row.
-        evaluation: the latest evaluation, or None where there has been none since the run was started or resumed.
+        metrics: the epoch's row of `metrics.jsonl` at the end of an epoch; the means of the latest evaluation for the
+            base model, for the result of a run that a stopping rule ended, and at the end of the run.
+        evaluation: the latest evaluation; None where there has been none since the run was started or resumed.
         parts: the parts of the run; a callback must not change them.
     """
 
@@ -36,10 +37,10 @@ class RunState:
 
 
 class Callback:
-    """The base of callbacks; a subclass overrides the methods that it needs.
+    """The base class of callbacks; a subclass overrides the methods that it needs.
 
-    Callbacks are called on the main process only. A callback that raises ends the run with a message that names it;
-    the last epoch is saved.
+    Callbacks are called on the main process only. A callback that raises ends the run with a message that names the
+    callback; the last epoch is saved.
     """
 
     def on_epoch_end(self, state: RunState) -> None:
@@ -49,7 +50,7 @@ class Callback:
         """Called after each evaluation, when its files have been written."""
 
     def on_end(self, state: RunState) -> None:
-        """Called once, when the result and the report have been written."""
+        """Called at the end of the run, when the result and the report have been written."""
 
 
 class Callbacks(Callback):
@@ -63,7 +64,7 @@ class Callbacks(Callback):
         self._callbacks = callbacks
 
     def on_epoch_end(self, state: RunState) -> None:
-        """Call `on_epoch_end` of each.
+        """Call `on_epoch_end` of every callback.
 
         Raises:
             UserError: naming the callback that failed.
@@ -71,7 +72,7 @@ class Callbacks(Callback):
         self._call("on_epoch_end", state)
 
     def on_evaluate(self, state: RunState) -> None:
-        """Call `on_evaluate` of each.
+        """Call `on_evaluate` of every callback.
 
         Raises:
             UserError: naming the callback that failed.
@@ -79,7 +80,7 @@ class Callbacks(Callback):
         self._call("on_evaluate", state)
 
     def on_end(self, state: RunState) -> None:
-        """Call `on_end` of each.
+        """Call `on_end` of every callback.
 
         Raises:
             UserError: naming the callback that failed.
@@ -92,7 +93,11 @@ class Callbacks(Callback):
                 getattr(callback, method)(state)
             except Exception as error:  # the user's own code can raise anything
                 name = f"{type(callback).__module__}:{type(callback).__qualname__}"
+                advice = (
+                    f"Epoch {state.epoch} is saved: correct the callback and rerun the command to resume."
+                    if state.epoch > 0
+                    else "Correct the callback and rerun the command."
+                )
                 raise UserError(
-                    f"callback {name}, {method}: {type(error).__name__}: {cause(error)}. Epoch {state.epoch} is saved: "
-                    "correct the callback and rerun the command to resume."
+                    f"callback {name}, {method}: {type(error).__name__}: {cause(error)}. {advice}"
                 ) from error

@@ -1,4 +1,4 @@
-"""Checks of a configuration that need no model: names, stopping rules, batches over processes, densities."""
+"""Checks of a configuration that need no model: names, prompts, stopping rules, batches over processes, densities."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Iterable
 from sdpo.config import Config
 from sdpo.errors import UserError
 from sdpo.evaluation.stopping import check_rules
+from sdpo.prompts import load_prompts
 from sdpo.rewards.registry import check_reward_name
 
 
 def check_names(config: Config, given: Iterable[str] = ()) -> None:
-    """Refuse names of rewards that do not exist, and stopping rules that could never act.
+    """Refuse rewards and prompts that do not exist, and stopping rules that could never act.
 
     Args:
         config: the configuration of a run.
-        given: names of rewards that are callables of the user's, which are not looked up.
+        given: the names of rewards that the user gave as callables, which are not looked up.
 
     Raises:
         UserError: naming what does not exist.
@@ -24,13 +25,20 @@ def check_names(config: Config, given: Iterable[str] = ()) -> None:
         if name not in given:
             check_reward_name(name)
     check_rules(config)
+    for source in (config.prompts.train, config.prompts.unseen):
+        if source is not None:
+            load_prompts(source)
 
 
 def check_processes(config: Config, processes: int) -> None:
     """Refuse batches that do not divide over the processes.
 
+    Args:
+        config: the configuration of a run.
+        processes: the number of processes.
+
     Raises:
-        UserError: with numbers that do.
+        UserError: with batch sizes that divide.
     """
     batch = config.train.batch_size
     if batch % processes:
@@ -50,7 +58,7 @@ def check_density(config: Config, has_density: bool) -> None:
         has_density: whether any step of the schedule is stochastic.
 
     Raises:
-        UserError: if the only step is deterministic.
+        UserError: if the algorithm has nothing to learn from.
     """
     if config.build_algorithm().needs_log_prob and not has_density:
         raise UserError(

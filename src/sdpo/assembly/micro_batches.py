@@ -1,4 +1,4 @@
-"""Micro-batches of a run: the settings, with `auto` resolved for this machine."""
+"""The micro-batches of a run: the settings, with `auto` resolved for this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from sdpo.config import Config
 from sdpo.distributed.processes import Processes
-from sdpo.loop.micro_batch import common, default_samples, even, sampling_call, search, update_call
+from sdpo.loop.micro_batch_search import common, default_samples, even, sampling_call, search, update_call
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.method.denoisers import Denoiser
 from sdpo.system.log import logger
@@ -17,7 +17,7 @@ from sdpo.system.log import logger
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """Groups a network call.
+    """The numbers of groups a network call.
 
     Attributes:
         sample: groups a call while sampling.
@@ -39,6 +39,13 @@ def choose_micro_batches(
     In half precision, sampling and update get the same micro-batch. Kernels that differ with the batch size round
     differently, which moves a step's log-probability by more than the clip range (the last step's by 4e-3 and more in
     bfloat16). In equal batches the log-ratio before the first update is exactly 0.
+
+    Args:
+        config: the configuration of a run.
+        policy: the policy that samples and is trained.
+        denoiser: the schedule that is trained on.
+        embeddings: the embeddings of the prompts; any one serves to try sizes.
+        processes: the processes that share the groups of an epoch.
     """
     branches, device = config.build_algorithm().branches, policy.backbone.device
     shares = {
@@ -61,7 +68,7 @@ def choose_micro_batches(
     if policy.dtype != torch.float32:
         if set(settings.values()) == {"auto"}:
             chosen = dict.fromkeys(chosen, common(shares.values(), min(chosen.values())))
-        elif chosen["sample"] != chosen["update"]:
+        elif chosen["sample"] != chosen["update"] and processes.is_main:
             logger.warning(
                 "sample.micro_batch (%d) and train.micro_batch (%d) differ: in %s the log-ratio before the first "
                 "update is then not 0, by more than a narrow algorithm.clip_range; set both to the same value",

@@ -13,7 +13,7 @@ from sdpo.config import Config
 from sdpo.config.sections import ModelConfig
 from sdpo.distributed.launch import loading_everywhere
 from sdpo.errors import UserError, cause
-from sdpo.loop.micro_batch import sampling_call, update_call
+from sdpo.loop.micro_batch_search import sampling_call, update_call
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.method.denoisers import Denoiser
 from sdpo.run.directory import RunDirectory
@@ -55,10 +55,12 @@ def load_model(
         config: the configuration of a run.
         device: the device that the model computes on.
         pipeline: the user's own pipeline, or None.
-        place: where the weights lie for now, if not on the device: a network that will be sharded need not fit there.
+        place: the device on which the weights lie for now; None is `device`. A network that will be sharded need not
+            fit on one device.
 
     Raises:
-        UserError: if the model cannot be loaded, is of no supported class, or lacks the form of noise asked for.
+        UserError: if the model cannot be loaded, is of no supported class, or lacks the form of noise that
+            `sample.noise_form` names.
     """
     model, dtype = config.model, compute_dtype(config, device)
     changes: dict[str, Any] = dict(
@@ -73,8 +75,8 @@ def load_model(
         return wrap_pipeline(pipeline, place or device, **changes)
     if model.path == IN_PYTHON:
         raise UserError(
-            "this run was given a pipeline in Python that does not say where it came from: save it by "
-            "pipeline.save_pretrained(FOLDER) and write the folder into the run's config.yaml, as model.path"
+            "this run was given a pipeline in Python that does not say where it came from: save the pipeline with "
+            "pipeline.save_pretrained(FOLDER), and write the folder into the run's config.yaml as model.path"
         )
     return load_backbone(
         model.path, revision=model.revision, variant=model.variant, dtype=dtype, device=place or device, **changes
@@ -85,7 +87,7 @@ def load_tuned(config: Config, run: RunDirectory, device: torch.device) -> Pipel
     """Load a run's tuned model as anyone would: the base model with the LoRA, or the whole tuned pipeline.
 
     Raises:
-        UserError: if it cannot be loaded.
+        UserError: if the base model or the tuned weights cannot be loaded.
     """
     if config.lora is None:
         # The scheduler and the fused LoRA were saved with the weights.
@@ -117,7 +119,7 @@ def make_trainable(backbone: PipelineBackbone, config: Config, sharded: bool = F
 
 
 def encode_prompts(config: Config, backbone: PipelineBackbone, prompts: Iterable[str]) -> PromptEmbeddings:
-    """Encode each prompt once; then make room for the text encoders' memory where `model.text_encoders` says so."""
+    """Encode each prompt once; then free the memory of the text encoders where `model.text_encoders` says so."""
     embeddings = PromptEmbeddings(backbone, prompts)
     if config.model.text_encoders != "keep":
         backbone.release_text_encoders(config.model.text_encoders)
@@ -139,7 +141,7 @@ def warn_of_truncated(backbone: PipelineBackbone, prompts: Iterable[str]) -> Non
 def compile_network(
     config: Config, backbone: PipelineBackbone, policy: Policy, denoiser: Denoiser, embeddings: PromptEmbeddings
 ) -> None:
-    """Compile the network where `model.compile` asks for it, and try it; where it fails, warn and run it uncompiled."""
+    """Compile the network and try it, where `model.compile` asks for that; on a failure, warn and run it uncompiled."""
     if not config.model.compile:
         return
     prompt = embeddings.take(torch.zeros(1, dtype=torch.long, device=backbone.device))
@@ -154,7 +156,11 @@ def compile_network(
 
 @contextlib.contextmanager
 def matrix_precision(tf32: bool) -> Iterator[None]:
-    """A context in which float32 products on a GPU use TF32 where `tf32` is set; the former settings come back."""
+    """A context in which float32 products on a GPU may use TF32; the former settings come back after it.
+
+    Args:
+        tf32: whether TF32 is used; without it, the context changes nothing.
+    """
     if not tf32:
         yield
         return

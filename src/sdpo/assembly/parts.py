@@ -36,7 +36,7 @@ class ModelParts:
     """The parts that draw images.
 
     Attributes:
-        config: the configuration that they were made from.
+        config: the configuration that the parts were made from.
         processes: the processes of this launch.
         backbone: the model, on its device.
         policy: guidance and precision around the model's network.
@@ -51,13 +51,13 @@ class ModelParts:
     embeddings: PromptEmbeddings
     decode_batch: int
 
-    def drawing(self, micro_batch: int, eta: float) -> Drawing:
-        """How evaluations draw images with these parts.
+    def drawing(self, micro_batch: int) -> Drawing:
+        """The parts that an evaluation draws its images with.
 
         Args:
             micro_batch: trajectories a network call.
-            eta: the noise level of the sampler.
         """
+        eta = self.config.sample.eta
         return Drawing(self.policy, self.embeddings, eta, micro_batch, self.decode_batch, self.processes)
 
 
@@ -74,11 +74,11 @@ class Parts(ModelParts):
         normalizer: turns returns into advantages.
         update: the losses of an epoch and the optimizer.
         evaluator: the evaluations of the run.
-        micro_batches: groups a network call, as chosen for this machine; a resumed run keeps its own.
+        micro_batches: groups a network call, as chosen for this machine; a resumed run keeps those of its start.
         share_first_step: whether a group's branches share the network evaluation of the first step.
         callbacks: the user's callbacks.
-        clock: counts the seconds of the phases.
-        precision: gives a context with the matrix precision that `model.tf32` asks for.
+        clock: counts the seconds of the phases of an epoch.
+        precision: makes a context with the matrix precision that `model.tf32` asks for.
     """
 
     prompts: Sequence[Prompt]
@@ -121,18 +121,18 @@ class Parts(ModelParts):
         )
 
     def scorer(self) -> Scorer:
-        """A scorer of one epoch's trajectories."""
+        """Make the scorer of one epoch's trajectories."""
         return Scorer(
             self.backbone,
             self.mix,
             self.algorithm.reward_plan,
             decode_batch=self.decode_batch,
             batch_size=self.config.scoring.batch_size,
-            gather=partial(gather_scores, gather=self.processes.gather),
+            gather=partial(gather_scores, processes=self.processes),
             clock=self.clock,
         )
 
     @property
     def optimization(self) -> Optimization:
-        """The optimizer of the trained weights."""
+        """The optimizer of the trained weights, with their schedule and average."""
         return self.update.optimization

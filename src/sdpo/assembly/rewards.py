@@ -1,4 +1,4 @@
-"""The rewards of a run, placed on their device."""
+"""Loads the rewards of a run onto their device."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def load_rewards(
     Args:
         config: the configuration of a run, for its sections `scoring` and `reward_options`.
         names: the names of the rewards.
-        device: the device of the denoising network, which `scoring.device=auto` means.
-        own: the user's own callables by name; they are not loaded.
+        device: the device of the denoising network, for which `scoring.device=auto` stands.
+        own: the user's own callables by name, which take the place of loaded rewards.
 
     Raises:
         UserError: if a reward cannot be loaded.

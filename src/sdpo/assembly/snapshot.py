@@ -1,4 +1,4 @@
-"""Between the parts of a run and a checkpoint: what is saved, and how it is restored."""
+"""Collects the state of a run's parts for a checkpoint, and restores the state on resume."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import dataclasses
 
 from sdpo.assembly.micro_batches import MicroBatches
 from sdpo.assembly.parts import Parts
-from sdpo.loop.epoch_row import Counters
+from sdpo.loop.counters import Counters
 from sdpo.run.checkpoint import Checkpoint
 
 
 def take_snapshot(
     parts: Parts, epoch: int, counters: Counters, micro_batches: MicroBatches, score: float | None
 ) -> Checkpoint:
-    """Collect what a run needs to resume after an epoch; sharded weights are gathered by all processes.
+    """Collect the state from which a run resumes; sharded weights are gathered by all processes.
 
     Args:
         parts: the parts of the run.
         epoch: the epoch that has ended.
-        counters: what the run has spent.
+        counters: the costs of the run so far.
         micro_batches: groups a network call.
-        score: the gain by which the checkpoint can be the best one, or None.
+        score: the gain by which the checkpoint can be the best; None where it cannot.
     """
     return Checkpoint(
         epoch=epoch,
@@ -45,8 +45,8 @@ def restore_snapshot(parts: Parts, checkpoint: Checkpoint) -> tuple[Counters, Mi
         checkpoint: the state after an epoch.
 
     Returns:
-        What the run had spent, and its micro-batches: those that `auto` found before are kept, as another choice would
-        change the rounding.
+        The costs of the run until then, and its micro-batches: numbers that `auto` found at the start of the run are
+        kept, as other numbers would change the rounding.
     """
     state, config = checkpoint.state, parts.config
     parts.optimization.take(checkpoint.weights, checkpoint.ema)

@@ -18,7 +18,7 @@ from sdpo.errors import UserError
 from sdpo.loop.optimizer import alone, warmup_decay
 from sdpo.loop.policy import Policy
 from sdpo.loop.policy_update import PolicyUpdate, UpdateSettings
-from sdpo.loop.shared_step import shares_first_step
+from sdpo.loop.shared_first_step import shares_first_step
 from sdpo.loop.visits import Visits
 
 
@@ -42,7 +42,7 @@ def visits(config: Config, ends_random: bool) -> Visits:
 
 
 def first_step_is_shared(config: Config, ends_random: bool) -> bool:
-    """Whether the branches of a group share the network evaluation of the first step.
+    """Whether the branches of a group share the network evaluation of the first step of a run.
 
     Args:
         config: the configuration of a run.
@@ -96,10 +96,10 @@ def make_update(
         policy: the policy that is trained.
         ends_random: whether the last step of the schedule is stochastic.
         processes: the processes that share the batches.
-        sharding: what the launch shards, or None.
+        sharding: the sharding that the launch asks for; None shards nothing.
 
     Raises:
-        UserError: if the optimizer is not installed.
+        UserError: if the package of the 8-bit optimizer is not installed.
     """
     train = config.train
     settings = UpdateSettings(

@@ -159,12 +159,22 @@ def export(arguments: Namespace) -> None:
         return
     _prepare_libraries()
     from sdpo.commands.export import export as write_export
+    from sdpo.report.formatting import percent
 
-    folder = write_export(
-        arguments.target, arguments.to, arguments.weights, arguments.epoch, arguments.output, arguments.push_to_hub
+    written = write_export(
+        arguments.target,
+        arguments.to,
+        arguments.weights,
+        arguments.epoch,
+        arguments.output,
+        arguments.push_to_hub,
+        arguments.dtype,
     )
+    if written.rounding is not None:
+        distance = percent(written.rounding)
+        say(f"rounding to {written.dtype}: the merged change differs from the LoRA's by {distance} (relative L2)")
     sent = f" and uploaded to https://huggingface.co/{arguments.push_to_hub}" if arguments.push_to_hub else ""
-    say(f"written to {folder}{sent}; README.md explains how to load it")
+    say(f"written to {written.folder}{sent}; README.md explains how to load it")
 
 
 def bench(arguments: Namespace) -> None:

@@ -147,6 +147,9 @@ def _export(commands: Commands) -> None:
         help="ema: the moving average; raw: the trained weights (default: ema if the run has it)",
     )
     export.add_argument("--epoch", type=int, help="epoch of a checkpoint (default: the run's result)")
+    export.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="data type of a merged model (default: the run's)"
+    )
     export.add_argument("-o", "--output", type=Path, metavar="PATH", help="new folder (default: DIR/export/<to>)")
     export.add_argument("--push-to-hub", metavar="USER/NAME", help="also upload the folder to the Hugging Face hub")
     export.set_defaults(run=handlers.export)

@@ -18,7 +18,7 @@ from sdpo.distributed.processes import Processes
 from sdpo.errors import UserError
 from sdpo.evaluation.evaluate import evaluate
 from sdpo.evaluation.record import ImageScores
-from sdpo.loop.micro_batch import default_samples
+from sdpo.loop.micro_batch_search import default_samples
 from sdpo.prompts import Prompt, load_prompts
 from sdpo.report.stats import paired_gain
 from sdpo.rewards.base import PlacedReward
@@ -111,7 +111,7 @@ class _Scoring:
         micro_batch = default_samples(math.prod(backbone.latent_shape), self.processes.device)
         with matrix_precision(self.config.model.tf32):
             parts = build_model(self.config, self.processes, [p.text for p in self.prompts], backbone)
-            drawing = parts.drawing(micro_batch, self.config.sample.eta)
+            drawing = parts.drawing(micro_batch)
             found = evaluate(
                 drawing, self.prompts, self.rewards, steps=self.steps, images_per_prompt=self.images_per_prompt
             )

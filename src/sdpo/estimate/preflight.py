@@ -5,7 +5,6 @@ from __future__ import annotations
 from sdpo.assembly.checks import check_density, check_names
 from sdpo.config import Config
 from sdpo.estimate.model_sizes import model_facts
-from sdpo.prompts import load_prompts
 
 
 def ends_random(config: Config) -> bool:
@@ -27,7 +26,4 @@ def check_references(config: Config) -> None:
         UserError: naming what is missing, or saying that the only step of the schedule is deterministic.
     """
     check_names(config)
-    for source in (config.prompts.train, config.prompts.unseen):
-        if source is not None:
-            load_prompts(source)
     check_density(config, ends_random(config) or config.sample.num_steps > 1)

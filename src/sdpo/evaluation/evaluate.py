@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,23 +12,24 @@ from torch import Tensor
 
 from sdpo.distributed.processes import Processes
 from sdpo.evaluation.monitors import Monitors
-from sdpo.evaluation.record import ImageScores
+from sdpo.evaluation.record import FloatArray, ImageScores
 from sdpo.loop.divergence import check_images
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.loop.rollout import final_images
+from sdpo.method.denoisers import Denoiser
 from sdpo.prompts import Prompt
 from sdpo.rewards.base import PlacedReward
 
 TILES = 12
-"""Images that are shown at each number of steps: the first ones."""
+"""The number of images that are kept as pictures at each number of steps, the first ones."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """How images are drawn.
+    """The model of an evaluation, and how its images are drawn.
 
     Attributes:
-        policy: the model.
+        policy: the policy that draws the images.
         embeddings: the embeddings of the prompts.
         eta: the noise level of the sampler.
         micro_batch: trajectories a network call.
@@ -46,17 +47,17 @@ class Drawing:
 
 @dataclass(frozen=True)
 class EvaluatedImages:
-    """What an evaluation of one set of prompts found.
+    """The results of an evaluation of one list of prompts.
 
     Attributes:
         scores: the scores of all images.
         tiles: the first images by number of steps, uint8 [n, H, W, 3].
-        monitors: by name, by number of steps; empty where none was asked for.
+        monitors: the monitors by name and number of steps; empty where none was asked for.
     """
 
     scores: ImageScores
-    tiles: dict[int, Tensor] = field(default_factory=dict)
-    monitors: dict[str, dict[int, float]] = field(default_factory=dict)
+    tiles: dict[int, Tensor]
+    monitors: dict[str, dict[int, float]]
 
 
 def evaluate(
@@ -80,36 +81,49 @@ def evaluate(
         rewards: the rewards that score the images, by name.
         steps: the numbers of steps.
         images_per_prompt: images a prompt.
-        monitored: the monitors are measured on the first so many images of each prompt; 0 measures none.
+        monitored: the number of images of each prompt on which the monitors are measured, the first ones; 0 measures
+            none.
 
     Raises:
         DivergenceError: if an image is not finite.
         RewardError: if a reward fails.
     """
-    images = _Share(list(prompts) * images_per_prompt, drawing.processes)
-    found = EvaluatedImages(ImageScores(images.texts, images.seeds, {name: {} for name in rewards}))
+    processes = drawing.processes
+    images = _Images(list(prompts) * images_per_prompt, processes)
+    scores: dict[str, dict[int, FloatArray]] = {name: {} for name in rewards}
+    tiles: dict[int, Tensor] = {}
+    measured: dict[str, dict[int, float]] = {}
     with contextlib.ExitStack() as stack:
         for reward in rewards.values():
             stack.enter_context(reward.resident())
         for count in steps:
-            monitors = _monitors(drawing, count, images, len(prompts), monitored) if monitored else None
-            scores, tiles = _draw_and_score(drawing, count, images, rewards, monitors)
-            for name, values in scores.items():
-                gathered = dict(drawing.processes.gather(list(zip(images.mine, values, strict=True))))
-                found.scores.scores[name][count] = np.array([gathered[i] for i in images.seeds], dtype=np.float64)
-            shown = dict(drawing.processes.gather(tiles))
-            found.tiles[count] = torch.stack([shown[i] for i in sorted(shown)]).permute(0, 2, 3, 1)
-            for name, value in (monitors.finish(drawing.processes) if monitors else {}).items():
-                found.monitors.setdefault(name, {})[count] = value
-    return found
+            denoiser, monitors = drawing.policy.backbone.denoiser(count, drawing.eta), None
+            if monitored:
+                monitors = Monitors(drawing.policy, denoiser, images.mine, len(prompts), monitored, processes.count)
+            own_scores, own_tiles = _draw_and_score(drawing, denoiser, images, rewards, monitors)
+            for name, values in own_scores.items():
+                gathered = dict(processes.gather(list(zip(images.mine, values, strict=True))))
+                scores[name][count] = np.array([gathered[i] for i in images.seeds], dtype=np.float64)
+            shown = dict(processes.gather(own_tiles))
+            tiles[count] = torch.stack([shown[i] for i in sorted(shown)]).permute(0, 2, 3, 1)
+            for name, value in (monitors.finish(processes) if monitors else {}).items():
+                measured.setdefault(name, {})[count] = value
+    return EvaluatedImages(ImageScores(images.texts, images.seeds, scores), tiles, measured)
 
 
-class _Share:
-    """This process's share of an evaluation's images.
+class _Images:
+    """The images of an evaluation, and this process's share of them.
 
     Args:
         prompts: the prompt of each image.
         processes: the processes that share the work.
+
+    Attributes:
+        prompts: the prompt of each image.
+        texts: the text of each image's prompt.
+        seeds: the seed of each image, which equals the place of the image.
+        mine: the places of this process's images, ascending.
+        drawn: the places of the images that this process draws: its share, and perhaps one more that is not scored.
     """
 
     def __init__(self, prompts: Sequence[Prompt], processes: Processes) -> None:
@@ -117,23 +131,26 @@ class _Share:
         self.texts = [p.text for p in prompts]
         self.seeds = list(range(len(prompts)))
         self.mine = self.seeds[processes.rank :: processes.count]
-        # Sharded networks must be called equally often everywhere: a process with one image less draws the first
-        # once more, and its scores are not taken.
+        # Sharded networks must be called equally often everywhere: a process with one image less draws the first one.
         self.drawn = self.mine + [0] * (-(-len(prompts) // processes.count) - len(self.mine))
 
 
-def _monitors(drawing: Drawing, count: int, images: _Share, prompts: int, monitored: int) -> Monitors:
-    denoiser = drawing.policy.backbone.denoiser(count, drawing.eta)
-    return Monitors(drawing.policy, denoiser, images.mine, prompts, monitored, drawing.processes.count)
-
-
 def _draw_and_score(
-    drawing: Drawing, count: int, images: _Share, rewards: Mapping[str, PlacedReward], monitors: Monitors | None
+    drawing: Drawing,
+    denoiser: Denoiser,
+    images: _Images,
+    rewards: Mapping[str, PlacedReward],
+    monitors: Monitors | None,
 ) -> tuple[dict[str, list[float]], list[tuple[int, Tensor]]]:
-    """This process's scores by reward, and those of the tiles that it drew, with their places."""
+    """Draw and score this process's images at one number of steps.
+
+    Returns:
+        The scores by reward, and the first images of the evaluation that this process drew, uint8 [3, H, W], with their
+        places.
+    """
     scores: dict[str, list[float]] = {name: [] for name in rewards}
     tiles: list[tuple[int, Tensor]] = []
-    for place, pixels in _draw(drawing, count, images, monitors):
+    for place, pixels in _draw(drawing, denoiser, images, monitors):
         rows = slice(place, place + len(pixels))
         prompts = [images.prompts[i] for i in images.mine[rows]]
         texts, metadata = [p.text for p in prompts], [p.metadata for p in prompts]
@@ -147,12 +164,18 @@ def _draw_and_score(
     return scores, tiles
 
 
-def _draw(drawing: Drawing, count: int, images: _Share, monitors: Monitors | None) -> Iterator[tuple[int, Tensor]]:
-    """This process's own images part by part, each with the place of its first among them."""
+def _draw(
+    drawing: Drawing, denoiser: Denoiser, images: _Images, monitors: Monitors | None
+) -> Iterator[tuple[int, Tensor]]:
+    """Draw this process's own images part by part.
+
+    Yields:
+        The number of images before the part, and the images of the part, [n, 3, H, W].
+    """
     place = 0
     for pixels in final_images(
         drawing.policy,
-        drawing.policy.backbone.denoiser(count, drawing.eta),
+        denoiser,
         drawing.embeddings,
         [images.texts[i] for i in images.drawn],
         images.drawn,

@@ -1,4 +1,4 @@
-"""The evaluations of a run: when, on how many images, and what is recorded."""
+"""Evaluates the weights of a run: when, on which prompts and how many images, and what is recorded."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Evaluator:
         settings: the section `evaluate` of the configuration.
         epochs: the last epoch of the run.
         prompts: the training prompts.
-        unseen: prompts that are drawn at the ends of a run only; may be empty.
-        rewards: the trained rewards, the held-out ones and the judge, by name.
+        unseen: the prompts that are evaluated before the first and after the last epoch only; may be empty.
+        rewards: the trained rewards, the held-out rewards and the judge, by name.
         averaged: gives a context in which the network has the averaged weights.
     """
 
@@ -48,11 +48,15 @@ class Evaluator:
         Args:
             epoch: the epoch; 0 is the base model.
             drawing: the model and how it draws.
-            costs: what the run has spent until then.
-            full: draw as many images as at the ends of a run, and the unseen prompts too.
+            costs: the costs of the run until then, by the names in `COSTS`.
+            full: evaluate as before the first and after the last epoch: on more images, and on the unseen prompts too.
 
         Returns:
             The record, and the first images by number of steps, uint8 [n, H, W, 3].
+
+        Raises:
+            DivergenceError: if an image is not finite.
+            RewardError: if a reward fails.
         """
         settings = self.settings
         full = full or epoch in (0, self.epochs)

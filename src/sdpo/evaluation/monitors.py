@@ -164,7 +164,7 @@ class Monitors:
             self._found += zip(numbers, thumbnails(images), edges, entropies, strict=True)
 
     def finish(self, processes: Processes) -> dict[str, float]:
-        """The monitors by name, over the images of all processes; those that the images do not define are left out."""
+        """The monitors by name, over the images of all processes, without those that the images do not define."""
         found = sorted(processes.gather(self._found), key=lambda item: item[0])
         drift = torch.tensor(processes.gather(self.drift.values.tolist()))
         means = torch.tensor([item[2:] for item in found], dtype=torch.float64).mean(0).tolist()

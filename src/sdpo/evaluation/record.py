@@ -1,8 +1,9 @@
-"""The record of an evaluation, its JSON file, and the gain between two evaluations."""
+"""The record of an evaluation, its JSON file, and the gain from one evaluation to another."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,13 +17,17 @@ from PIL import Image
 from torch import Tensor
 
 from sdpo.errors import UserError
+from sdpo.loop.counters import Counters
 from sdpo.run.directory import RunDirectory, strip, strips
 from sdpo.system.durable import sync_tree, write_whole
 
 FloatArray = NDArray[np.float64]
 
-COSTS = ("images", "reward_queries", "denoiser_evaluations", "seconds")
-"""What the run had spent when an evaluation was made; keys of its JSON file."""
+COSTS = tuple(field.name for field in dataclasses.fields(Counters))
+"""The names of the costs of a run; keys in the JSON file of an evaluation, which has those until then."""
+
+GAIN = "eval_gain"
+"""The name of the weighted gain over the base model in `metrics.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class ImageScores:
     Attributes:
         prompts: the N prompts.
         seeds: the N image seeds.
-        scores: by reward, by number of steps, float64 [N].
+        scores: the scores by reward and number of steps, float64 [N].
     """
 
     prompts: list[str]
@@ -69,14 +74,15 @@ class Evaluation:
     """An evaluation of a run after an epoch.
 
     Attributes:
-        epoch: 0 is the base model.
+        epoch: the epoch; 0 is the base model.
         seen: the scores of the training prompts' images.
-        unseen: the scores of other prompts' images, where the evaluation drew them.
-        costs: what the run had spent until then, by the names in `COSTS`.
-        judge: the reward that is 1 where the right thing is recognised, else 0.
-        monitors: by name, by number of steps; see `monitors`.
-        monitored: images of each prompt that the monitors were measured on.
-        strips: pictures on disk by number of steps, each a row of square tiles.
+        unseen: the scores of other prompts' images; None where the evaluation drew none.
+        costs: the costs of the run until then, by the names in `COSTS`.
+        judge: the reward that is 1 where an image shows what its prompt names, else 0; None where there is no such
+            reward.
+        monitors: the monitors by name and number of steps.
+        monitored: the number of images of each prompt that the monitors were measured on.
+        strips: the pictures on disk by number of steps, each a row of square tiles.
     """
 
     epoch: int
@@ -105,7 +111,11 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any], file: Path) -> Evaluation:
-        """The inverse of `as_json`, with the pictures that lie beside the file.
+        """The inverse of `as_json`, with the pictures that lie beside the file; numbers of steps ascend.
+
+        Args:
+            record: the content of the file.
+            file: the file.
 
         Raises:
             KeyError, TypeError, ValueError, AttributeError: if the record is damaged.
@@ -143,7 +153,7 @@ def write_evaluation(run: RunDirectory, evaluation: Evaluation, tiles: Mapping[i
 
 
 def read_evaluation(run: RunDirectory, epoch: int) -> Evaluation | None:
-    """An evaluation that was written, or None if there is none.
+    """Read the evaluation of an epoch; None if there is none.
 
     Raises:
         UserError: if the file is damaged.
@@ -154,11 +164,11 @@ def read_evaluation(run: RunDirectory, epoch: int) -> Evaluation | None:
     try:
         return Evaluation.from_json(json.loads(file.read_text(encoding="utf-8")), file)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{file} is damaged ({error}): delete it; the run then continues without its values") from error
+        raise UserError(f"{file} is damaged ({error}): delete it, and the run continues without its values") from error
 
 
 def discard_evaluations_after(run: RunDirectory, epoch: int) -> None:
-    """Delete the evaluations of later epochs, which a resumed run makes again, and half-written ones.
+    """Delete the evaluations of epochs after `epoch`, which a resumed run makes again, and half-written ones.
 
     A folder of pictures to which other files were added stays, with those.
     """
@@ -175,19 +185,26 @@ def discard_evaluations_after(run: RunDirectory, epoch: int) -> None:
 def weighted_gain(base: Evaluation, now: Evaluation, weights: Mapping[str, float]) -> float | None:
     """The gain of the weighted rewards over the base model, in the base model's standard deviations.
 
-    It is a mean over the numbers of steps and the images that both evaluations have, so it can be compared within a
-    run whatever the rewards' scales are.
+    The gain is a mean over the numbers of steps and the images that both evaluations have. It can be compared within a
+    run, whatever the rewards' scales are.
+
+    Args:
+        base: the evaluation of the base model.
+        now: the evaluation of the trained model, as it was made: its order of steps decides the order of summation, so
+            that a resumed run, which reads `base` from its file, rounds as the uninterrupted one.
+        weights: the weight of each trained reward by name.
 
     Returns:
-        None if the evaluations share no number of steps, as when a resumed run evaluates at other ones.
+        The gain, or None if the evaluations share no number of steps, as when a resumed run evaluates at other ones.
     """
     total = 0.0
     for name, weight in weights.items():
-        common = {s: v for s, v in base.seen.scores[name].items() if s in now.seen.scores[name]}
+        before, after = base.seen.scores[name], now.seen.scores[name]
+        common = [steps for steps in after if steps in before]
         if not common:
             return None
-        for steps, before in common.items():
-            old, new = torch.from_numpy(before), torch.from_numpy(now.seen.scores[name][steps])
+        for steps in common:
+            old, new = torch.from_numpy(before[steps]), torch.from_numpy(after[steps])
             count = min(len(old), len(new))
             std = old.std(correction=0).item() + 1e-8
             total += weight * (new[:count] - old[:count]).mean().item() / std / len(common)

@@ -10,8 +10,7 @@ from sdpo.config.schema import Config
 from sdpo.config.sections import StopRule
 from sdpo.errors import UserError
 from sdpo.evaluation.monitors import MONITORS
-
-GAIN = "eval_gain"
+from sdpo.evaluation.record import GAIN
 
 
 def metric_names(config: Config) -> list[str]:
@@ -29,24 +28,30 @@ def check_rules(config: Config) -> None:
     """
     if config.stop_when and config.evaluate.every == 0:
         raise UserError(
-            "stop_when looks at evaluations, but evaluate.every is 0: set it to the number of epochs between them"
+            "stop_when looks at evaluations, but evaluate.every is 0: set evaluate.every to the "
+            "number of epochs between evaluations"
         )
     if config.stop_when and config.checkpoint.keep_best == 0:
         raise UserError(
             "stop_when makes the best checkpoint at which no rule held the result, but checkpoint.keep_best is 0: set "
-            "it to 1 or more"
+            "checkpoint.keep_best to 1 or more"
         )
     for rule in config.stop_when:
         known = metric_names(config)
         if rule.metric not in known:
-            raise UserError(f"stop_when: there is no metric {rule.metric!r}. There are: {', '.join(known)}")
+            raise UserError(f"stop_when: there is no metric {rule.metric!r}. Use one of: {', '.join(known)}")
         if rule.metric == GAIN and rule.relative_to is not None:
             raise UserError(f"stop_when: {GAIN} is the gain over the base model already: leave out relative_to")
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Why a run ended before its last epoch."""
+    """The reason why a run ends before its last epoch.
+
+    Attributes:
+        epoch: the epoch after which the rules held.
+        reason: the metrics for which the rules held, and the bounds.
+    """
 
     epoch: int
     reason: str
@@ -61,7 +66,7 @@ class StoppingRules:
         rules: the rules of the configuration.
 
     Attributes:
-        stop: why the run must end after the last row, or None.
+        stop: the reason why the run must end after the last row, or None.
     """
 
     def __init__(self, rules: Sequence[StopRule]) -> None:
@@ -72,7 +77,11 @@ class StoppingRules:
         self._healthy: dict[int, float] = {}  # the gain at each epoch at which no rule held
 
     def start(self, base: Mapping[str, float], rows: Iterable[Mapping[str, Any]]) -> None:
-        """Take in the base model's metrics, and the rows so far of a resumed run.
+        """Take in what was measured before this session.
+
+        Args:
+            base: the base model's metrics.
+            rows: the rows of the epochs so far of a resumed run; empty for a new run.
 
         Raises:
             UserError: if a rule needs a metric that was not measured.
@@ -103,17 +112,17 @@ class StoppingRules:
         self.stop = Stop(row["epoch"], "; ".join(self._reason(rule, row) for rule in met)) if met else None
 
     def check(self, row: Mapping[str, Any]) -> None:
-        """Refuse to continue without a metric that a rule names.
+        """Refuse to continue without the metrics that the rules name.
 
         Raises:
-            UserError: if the row's evaluation did not measure it.
+            UserError: if the evaluation in the row did not measure the metric of a rule.
         """
         for rule in self._rules:
             if _evaluated(row) and rule.metric not in row:
                 raise UserError(_unmeasured(rule, row))
 
     def score(self, row: Mapping[str, Any]) -> float | None:
-        """The gain by which a checkpoint can be the best one; None where a rule held or nothing was evaluated."""
+        """The gain by which a row's checkpoint can be the best; None where a rule held or nothing was evaluated."""
         return self._healthy.get(row["epoch"])
 
     def best(self, epochs: Iterable[int]) -> int | None:
@@ -142,4 +151,7 @@ def _evaluated(row: Mapping[str, Any]) -> bool:
 
 def _unmeasured(rule: StopRule, row: Mapping[str, Any]) -> str:
     there = ", ".join(name for name in row if name.startswith(("eval/", "monitor/")))
-    return f"stop_when: this run has no {rule.metric} (one image, or no random step, has none). There are: {there}"
+    return (
+        f"stop_when: this run has no {rule.metric}: one image, or a schedule without a random step, does not define "
+        f"that metric. Use one of: {there}"
+    )

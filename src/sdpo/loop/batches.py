@@ -1,4 +1,4 @@
-"""Deals an epoch's prompts to the batches and processes of a run."""
+"""Deals the prompts of an epoch to the batches and processes of a run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Batches:
         Returns:
             The prompts of B groups, and their global sample indices.
         """
-        share = self.batch_size // self.processes
+        share = self.batch_size // self.processes  # groups of a batch on one process
         order = seeds.permutation(self.prompts_per_epoch, self.seed, epoch, "batches").reshape(-1, self.batch_size)
         mine: list[int] = order[:, self.rank * share : (self.rank + 1) * share].flatten().tolist()
         return [self._draw(epoch, index) for index in mine], mine

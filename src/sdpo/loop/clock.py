@@ -10,11 +10,14 @@ import torch
 
 
 class Clock:
-    """Seconds by phase; a phase inside another one is counted for itself alone.
+    """Counts seconds by phase; the time of a phase inside another one counts for the inner phase alone.
 
     Args:
         device: an accelerator whose queued work is waited for where a phase begins and ends. None waits for nothing,
             so that training is not slowed down and the seconds of a phase are only those of the host.
+
+    Attributes:
+        seconds: the seconds of each phase so far, by name.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:

@@ -1,4 +1,4 @@
-"""NaN and infinity, named where they begin: the tensor, the step, the prompt."""
+"""Finds NaN and infinity where they begin, and names the tensor, the step and the prompt."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from sdpo.method.types import Trajectories
 
 
 class NotFiniteError(DivergenceError):
-    """A tensor of the loop is not finite; the message is the tensor's name, with its step and prompt."""
+    """A tensor of the loop is not finite; the message names the tensor alone, with its step and prompt."""
 
 
 def check_trajectories(part: Trajectories) -> None:
     """Refuse sampled trajectories that are not finite; the host waits for the device.
+
+    Args:
+        part: the trajectories of some groups.
 
     Raises:
         NotFiniteError: naming the first tensor, step, branch and prompt that is not finite.
@@ -31,10 +34,14 @@ def check_trajectories(part: Trajectories) -> None:
 
 
 def check_images(images: Tensor, prompts: Sequence[str]) -> None:
-    """Refuse decoded images [N, 3, H, W] that are not finite, before a reward sees them; the host waits for the device.
+    """Refuse decoded images that are not finite, before a reward sees them; the host waits for the device.
+
+    Args:
+        images: [N, 3, H, W].
+        prompts: the N prompts, for the message.
 
     Raises:
-        DivergenceError: naming the prompt.
+        DivergenceError: naming the prompt of the first such image.
     """
     if not (finite := images.isfinite()).all():
         prompt = prompts[int(finite.flatten(1).all(1).logical_not().nonzero()[0, 0])]
@@ -78,7 +85,7 @@ class FiniteWatch:
         """Take in a micro-batch.
 
         Args:
-            rows: its n groups among the B.
+            rows: the n groups of the micro-batch among the B.
             steps: the step of each group, int64 [n], on the CPU.
             log_prob: log-probabilities, [n, K].
             loss: the loss, a scalar.
@@ -99,7 +106,7 @@ class FiniteWatch:
         """Close an optimizer step.
 
         Args:
-            norms: the norms of its P gradients, [P], or None where scaled gradients may overflow without harm.
+            norms: the norms of the P gradients, [P], or None where scaled gradients may overflow without harm.
             names: the names of the P parameters.
         """
         self._norms.append(norms)

@@ -16,6 +16,10 @@ class EMA:
         parameters: the parameters that are averaged.
         decay: the decay after the warm-up; update n uses min(decay, (1 + n) / (10 + n)).
         changed: called when the parameters have been replaced by their average, or back.
+
+    Attributes:
+        count: the number of updates so far.
+        average: the averages, one a parameter.
     """
 
     def __init__(
@@ -23,9 +27,13 @@ class EMA:
     ) -> None:
         self.parameters = parameters
         self.decay = decay
-        self._changed = changed
         self.count = 0
+        self._changed = changed
         self.average = [p.detach().clone() for p in parameters]
+
+    def resume(self, count: int) -> None:
+        """Continue the warm-up of the decay after `count` updates; the averages are set by the caller."""
+        self.count = count
 
     @torch.no_grad()
     def update(self) -> None:

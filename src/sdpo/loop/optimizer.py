@@ -1,4 +1,4 @@
-"""Optimizer steps: average the gradients of all processes, clip them, step, and update the average of the weights."""
+"""Makes optimizer steps: averages gradients over processes, clips them, steps, updates the average of the weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sdpo.loop.divergence import FiniteWatch
 from sdpo.loop.ema import EMA
 
-_BUCKET = 2**24  # gradient elements averaged over processes in one call
+_BUCKET = 2**24  # gradient elements that are averaged over processes in one call
 
 Make = Callable[[list[nn.Parameter]], tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]]
 """Makes the optimizer of given tensors, and its learning-rate schedule, which advances with every optimizer step."""
@@ -24,7 +24,7 @@ def alone(tensor: Tensor) -> Tensor:
 
 
 class Optimization:
-    """Owns the optimizer, its schedule, the loss scaler and the average of the weights; every process has them whole.
+    """The optimizer, its schedule, the loss scaler and the average of the weights; every process has them whole.
 
     Args:
         parameters: the trained parameters by name.
@@ -32,7 +32,7 @@ class Optimization:
         max_grad_norm: the bound of the global gradient norm.
         ema_decay: the decay of the average of the weights; None keeps no average.
         all_reduce: averages a tensor over all processes.
-        scaled: scale the loss, as float16 gradients underflow otherwise; the other types need no scaling.
+        scaled: whether the loss is scaled, as float16 gradients underflow otherwise; other types need no scaling.
 
     Attributes:
         collective: whether all processes must take part when the state of a checkpoint is collected.
@@ -72,7 +72,7 @@ class Optimization:
 
         Args:
             loss: a part of the minibatch's loss.
-            watch: has seen the values that the loss was made from.
+            watch: the flags of the minibatch, the loss's own included.
             last: whether this is the last part before `step`.
         """
         del watch, last  # needed where gradients are reduced during the backward pass
@@ -82,11 +82,11 @@ class Optimization:
         """Average gradients over processes, clip them, and make an optimizer step.
 
         Args:
-            watch: knows which values of the minibatch were not finite, and takes in the norms.
+            watch: the flags of the minibatch; receives the norms of the gradients.
 
         Returns:
-            The gradient norm before clipping, a scalar. It is not finite where a value of the minibatch is not, and the
-            step is then skipped. Scaled float16 gradients overflow now and then, which lowers the scale.
+            The gradient norm before clipping, a scalar. Where a value of the minibatch is not finite, the norm is not
+            either, and the step is skipped. Scaled float16 gradients overflow now and then, which lowers the scale.
         """
         names, gradients = zip(
             *((n, t.grad) for n, t in zip(self.names, self.tensors, strict=True) if t.grad is not None), strict=True
@@ -111,7 +111,7 @@ class Optimization:
             self.ema.update()
 
     def _reduce(self, gradients: list[Tensor], watch: FiniteWatch) -> Tensor:
-        """Average gradients over processes; returns the norms of the averages, [P]."""
+        """Average P gradients over processes; returns the norms of the averages, [P]."""
         watch.poison(gradients[0])
         self._average_gradients(gradients)  # while scaled, so that all processes see an overflow of any
         self.scaler.unscale_(self.optimizer)
@@ -149,13 +149,13 @@ class Optimization:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore a state that `state_dict` returned; weights and averages are set by `take`."""
         self._load_optimizer_state(state["optimizer"])
         self.lr_schedule.load_state_dict({**state["lr_schedule"], "lr_lambdas": [None]})
         if state["scaler"]:  # empty where the run so far needed no scaling
             self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
-            self.ema.count = state["ema_count"]
+            self.ema.resume(state["ema_count"])
 
     def weights(self) -> dict[str, Tensor]:
         """The trained parameters, whole, by name."""
@@ -167,7 +167,12 @@ class Optimization:
 
     @torch.no_grad()
     def take(self, weights: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> None:
-        """Set the trained parameters and their average, given whole and by name."""
+        """Set the trained parameters and their average.
+
+        Args:
+            weights: the whole parameters by name.
+            average: the whole averages by name; not used where no average is kept.
+        """
         self._put(weights, self.tensors)
         if self.ema is not None:
             self._put(average, self.ema.average)

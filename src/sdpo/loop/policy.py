@@ -70,7 +70,7 @@ class Policy:
 
     Attributes:
         evaluations: evaluations of the network so far, for one latent each.
-        with_gradient: the evaluations among them that autograd recorded.
+        with_gradient: evaluations of the network so far that autograd recorded.
 
     Raises:
         UserError: if the model has no use for a guidance scale and is given one.
@@ -109,7 +109,17 @@ class Policy:
     def transition(
         self, denoiser: Denoiser, latents: Tensor, step_index: Tensor, conditioning: Conditioning
     ) -> Transition:
-        """The transition of N latents [N, C, H, W], each at its own step [N]."""
+        """Evaluate the network once for N latents.
+
+        Args:
+            denoiser: the schedule.
+            latents: [N, C, H, W].
+            step_index: the step of each latent, int64 [N], on the device.
+            conditioning: the embeddings of the N prompts.
+
+        Returns:
+            The transition of each latent to its next step.
+        """
         timesteps = denoiser.timesteps[step_index]
         evaluations = len(latents) * (2 if self.guided else 1)
         self.evaluations += evaluations

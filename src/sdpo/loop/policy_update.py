@@ -5,13 +5,14 @@ Source: SDPO (Zhang et al., arXiv 2411.11727), step-shuffled updates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sdpo.loop.collectives import Collectives
 from sdpo.loop.divergence import FiniteWatch, NotFiniteError
 from sdpo.loop.optimizer import Optimization
 from sdpo.loop.policy import Policy, PromptEmbeddings
@@ -20,9 +21,10 @@ from sdpo.loop.visits import Visits
 from sdpo.method.algorithms import Algorithm
 from sdpo.method.denoisers import Denoiser
 from sdpo.method.types import Trajectories, TrajectoryBatch
+from sdpo.system.log import logger
 
 Metrics = dict[str, Tensor]
-Gather = Callable[[list[Any]], list[Any]]
+"""Scalars on the device by name."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class UpdateResult:
 
     Attributes:
         metrics: scalars on the device, averaged over the epoch's optimizer steps; 0 where none was made.
-        watch: knows what was not finite.
+        watch: the flags that say which values were not finite.
     """
 
     metrics: Metrics
@@ -85,15 +87,15 @@ class PolicyUpdate:
     ) -> UpdateResult:
         """Make one epoch's optimizer steps.
 
-        A minibatch that is not finite is left out where the optimizer can do so: fused AdamW reads `found_inf` on the
-        device.
+        Steps whose minibatch is not finite are skipped where the optimizer can do so: fused AdamW reads `found_inf` on
+        the device.
 
         Args:
             trajectories: B groups, in the order in which batches take them.
-            advantages: [B, K, T].
+            advantages: the advantages of all steps, float32 [B, K, T].
             denoiser: the schedule that the trajectories were sampled on.
-            embeddings: the embeddings of their prompts.
-            epoch: the epoch, from 1; it numbers the shuffles.
+            embeddings: the embeddings of the prompts.
+            epoch: the epoch, from 1; the order of steps depends on it.
             micro_batch: groups a network call. It affects speed and memory only; in half precision use the value that
                 sampling used.
         """
@@ -115,35 +117,36 @@ class PolicyUpdate:
         assert on_policy is not None, "an epoch has at least one minibatch"
         return UpdateResult(self._means(sums, made, on_policy), watch)
 
-    def check(self, result: UpdateResult, gather: Gather) -> str | None:
-        """Refuse an update whose values are not finite, on all processes alike, unless its steps may be skipped.
+    def check(self, result: UpdateResult, epoch: int, processes: Collectives) -> None:
+        """Refuse an update whose values are not finite, on all processes alike; warn of steps that may be skipped.
 
         Args:
             result: the outcome of the update.
-            gather: collects the items of all processes.
-
-        Returns:
-            A sentence that says why optimizer steps were skipped, or None if none was.
+            epoch: the epoch, for the warning.
+            processes: the processes that share the epoch.
 
         Raises:
             NotFiniteError: naming the first value that is not finite, or the first such weight.
         """
-        watch, metrics = result.watch, result.metrics
-        found = [value for value in gather([watch.first()]) if value is not None]
-        skipped = None
+        watch = result.watch
+        found = [value for value in processes.gather([watch.first()]) if value is not None]
         if found:
             first = min(found)
-            if not self.settings.skip_nonfinite or metrics["skipped_steps"] >= watch.optimizer_steps:
+            if not self.settings.skip_nonfinite or result.metrics["skipped_steps"] >= watch.optimizer_steps:
                 raise NotFiniteError(f"{first.what}, in optimizer step {first.optimizer_step + 1},")
-            skipped = f"{first.what} was not finite; its optimizer step, and others like it, were skipped"
+            if processes.is_main:
+                logger.warning(
+                    "epoch %d: %s was not finite; its optimizer step, and others like it, were skipped",
+                    epoch,
+                    first.what,
+                )
         own = torch.stack([t.isfinite().all() for t in self.optimization.tensors]).tolist()
-        finite = [all(parts) for parts in zip(*gather([own]), strict=True)]
+        finite = [all(parts) for parts in zip(*processes.gather([own]), strict=True)]
         if not all(finite):  # finite gradients can do that too; such weights are never saved
             raise NotFiniteError(f"the weight {self.optimization.names[finite.index(False)]}")
-        return skipped
 
     def _minibatches(self, trajectories: Trajectories, epoch: int) -> Iterator[tuple[range, Tensor | None]]:
-        """The groups of each minibatch, and the step that each of the B groups is at, [B]; None means all steps."""
+        """The groups of each minibatch, and the step at which each of the B groups is, [B]; None means all steps."""
         visits, size = self.settings.visits, self.settings.batch_size
         groups, steps = len(trajectories.prompts), trajectories.num_steps
         for inner in range(visits.inner_epochs):
@@ -153,9 +156,9 @@ class PolicyUpdate:
                     yield range(start, start + size), None if visits.whole_trajectories else order[:, j]
 
     def _means(self, sums: Metrics, made: list[Tensor], on_policy: Tensor) -> Metrics:
-        """Averages over the optimizer steps that were made, and over all processes."""
+        """Average metrics over the optimizer steps that were made, and over all processes."""
         average, count = self.optimization.all_reduce, torch.stack(made).sum()
-        # Without any optimizer step all are 0: the scaler lowers its scale, and the next epoch continues.
+        # Without any optimizer step all means are 0: the scaler lowers its scale, and the next epoch continues.
         means = {name: average(value / count.clamp(min=1)) for name, value in sums.items()}
         if self.settings.skip_nonfinite or self.optimization.scaler.is_enabled():
             means["skipped_steps"] = len(made) - count
@@ -170,12 +173,12 @@ class PolicyUpdate:
         Args:
             data: the epoch's data.
             rows: the groups of the minibatch.
-            step_of_row: the step that each group of the epoch is at, [B]; None takes all steps of each.
+            step_of_row: the step at which each group of the epoch is, [B]; None takes all steps of each group.
             micro_batch: groups a network call.
-            watch: sees what the losses are made from.
+            watch: receives the log-probabilities and losses.
 
         Returns:
-            Metrics, and the largest |log-ratio|.
+            The metrics of the minibatch, and its largest |log-ratio|, a scalar.
         """
         sums: Metrics = {}
         deviations = []

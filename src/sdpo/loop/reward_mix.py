@@ -1,4 +1,4 @@
-"""One or several weighted rewards as one number."""
+"""Combines one or several weighted rewards to one number."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdpo.rewards import PlacedReward, Reward
 
 
 class RewardMix:
-    """One or several weighted rewards as one number.
+    """Combines one or several weighted rewards to one number.
 
     A single reward is multiplied by its weight. Several are standardised first, each by the mean and std of all its
     scores so far in the run, so that weights compare rewards of different scales.
@@ -39,7 +39,7 @@ class RewardMix:
         Args:
             images: float32 [N, 3, H, W] in [0, 1].
             prompts: N prompts.
-            metadata: N mappings that came with the prompts.
+            metadata: N mappings, the further fields of the prompts.
 
         Returns:
             A function that waits, and returns the raw scores of every reward, float32 [N] each.
@@ -68,7 +68,11 @@ class RewardMix:
             yield
 
     def observe(self, scores: Mapping[str, Tensor]) -> None:
-        """Take the raw scores of a batch, over all processes, into the running statistics."""
+        """Take raw scores into the running statistics.
+
+        Args:
+            scores: the raw scores of all processes by reward, [N] each.
+        """
         for name, values in scores.items():
             new = values.detach().double().cpu()
             count, mean, squares = self._moments[name].unbind()
@@ -78,7 +82,14 @@ class RewardMix:
             self._moments[name] = torch.stack([total, mean + shift * len(new) / total, squares])
 
     def combine(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of raw scores, [N]."""
+        """The weighted sum of raw scores.
+
+        Args:
+            scores: the raw scores by reward, float32 [N] each.
+
+        Returns:
+            float32 [N].
+        """
         if len(self.rewards) == 1:
             (name,) = self.rewards
             return self.weights[name] * scores[name]
@@ -94,5 +105,5 @@ class RewardMix:
         return {"moments": dict(self._moments)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore a state that `state_dict` returned."""
         self._moments = dict(state["moments"])

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from sdpo.backbones import Conditioning
 from sdpo.loop.policy import Policy, PromptEmbeddings, to_device
-from sdpo.loop.shared_step import network_rows
+from sdpo.loop.shared_first_step import network_rows
 from sdpo.method import gaussian, seeds
 from sdpo.method.denoisers import Denoiser, Transition
 from sdpo.method.types import Trajectories
 from sdpo.prompts import Prompt
 
 StepObserver = Callable[[slice, int, Tensor, Transition, Conditioning], None]
-"""Called at each step of a batch with its trajectories, i, x_i [N, C, H, W], the transition, and the conditioning."""
+"""Called at each step of a batch with the places of its trajectories, the step i, x_i [N, C, H, W], the transition from
+x_i, and the conditioning."""
 
 
 def rollout(
@@ -49,33 +50,20 @@ def rollout(
         seed: the run's seed.
         epoch: the epoch, from 1.
         branches: K.
-        micro_batch: groups a network call. It affects speed and memory only.
-        shared_noise: the branches of a group begin at one latent; else each begins at its own.
-        share_first_step: evaluate the network once a group at the first step, where all branches have one latent.
+        micro_batch: groups a network call, which affects speed and memory only.
+        shared_noise: whether the branches of a group begin at one latent; else each begins at its own.
+        share_first_step: whether the network is evaluated once a group at the first step, where all branches have one
+            latent.
 
     Yields:
         Trajectories of at most `micro_batch` groups, in order.
     """
-    shape, device = policy.backbone.latent_shape, policy.backbone.device
     for rows in _slices(len(prompts), micro_batch):
         texts, index = [p.text for p in prompts[rows]], sample_index[rows]
-        keys = [(seed, epoch, i) for i in index]
-        own = 1 if shared_noise else branches  # starting latents a group
-        start = denoiser.initial_scale * to_device(
-            seeds.normal((own, *shape), [(*key, "start") for key in keys]), device
-        )
-        noise = to_device(_noise((branches, *shape), keys, denoiser.num_steps).flatten(1, 2), device)
-        # Filled step by step: a list of steps, stacked in the end, would hold everything twice.
-        states = start.new_empty(len(index), branches, denoiser.num_steps + 1, *shape)
-        x0, log_prob = torch.empty_like(states[:, :, 1:]), start.new_empty(len(index), branches, denoiser.num_steps)
-        states[:, :, 0] = start
-        walk = _walk(policy, denoiser, embeddings, embeddings.rows(texts), states[:, :, 0], noise, share_first_step)
-        for step, (transition, following) in enumerate(walk):
-            density = gaussian.log_prob(following, transition.mean, transition.std)
-            log_prob[:, :, step] = density.unflatten(0, (-1, branches))
-            x0[:, :, step] = transition.x0.unflatten(0, (-1, branches))
-            states[:, :, step + 1] = following.unflatten(0, (-1, branches))
-        del noise
+        start, noise = _draw_noise(policy, denoiser, [(seed, epoch, i) for i in index], branches, shared_noise)
+        walk = _walk(policy, denoiser, embeddings, embeddings.rows(texts), start, noise, share_first_step)
+        del noise  # the walk holds it, and lets go of it after the last step
+        states, x0, log_prob = _record(walk, start, denoiser.num_steps)
         yield Trajectories(
             prompts=texts,
             metadata=[p.metadata for p in prompts[rows]],
@@ -116,18 +104,13 @@ def final_images(
     Yields:
         float32 [n, 3, H, W] in [0, 1], n at most `micro_batch` and `decode_batch`, in order.
     """
-    shape, device, noisy = policy.backbone.latent_shape, policy.backbone.device, denoiser.ends_random
     for rows in _slices(len(prompts), micro_batch):
-        keys = [(i, "image") for i in image_seeds[rows]]
-        start = denoiser.initial_scale * to_device(seeds.normal(shape, [(*key, "start") for key in keys]), device)
-        noise = to_device(_noise(shape, keys, denoiser.num_steps), device)
-        places, x = embeddings.rows(prompts[rows]), start
-        for step, (transition, following) in enumerate(
-            _walk(policy, denoiser, embeddings, places, start[:, None], noise)
-        ):
+        start, noise = _draw_noise(policy, denoiser, [(i, "image") for i in image_seeds[rows]])
+        places, x = embeddings.rows(prompts[rows]), start[:, 0]
+        for step, (transition, following) in enumerate(_walk(policy, denoiser, embeddings, places, start, noise)):
             if observer is not None:
                 observer(rows, step, x, transition, embeddings.take(places))
-            last, x = (transition.x0 if noisy else following), following
+            last, x = (transition.x0 if denoiser.ends_random else following), following
         for latents in last.split(decode_batch):
             yield policy.backbone.decode(latents)
 
@@ -150,7 +133,7 @@ def _walk(
         prompt_rows: the places of the n prompts among the embeddings, int64 [n].
         start: x_0, [n, K, C, H, W].
         noise: the noise of each step, [T, n K, C, H, W].
-        share_first_step: evaluate the network once a group at the first step.
+        share_first_step: whether the network is evaluated once a group at the first step.
 
     Yields:
         The transition of n K latents, and the latents drawn from it, [n K, C, H, W].
@@ -175,12 +158,59 @@ def _walk(
         yield transition, x
 
 
-def _noise(shape: tuple[int, ...], keys: Sequence[tuple[int | str, ...]], num_steps: int) -> Tensor:
-    """Draw every sample's noise of all steps at once, [T, n, *shape], so that no step waits for a copy."""
-    noise = torch.empty(num_steps, len(keys), *shape)
-    for step in range(num_steps):
-        noise[step] = seeds.normal(shape, [(*key, f"step {step}") for key in keys])
-    return noise
+def _draw_noise(
+    policy: Policy,
+    denoiser: Denoiser,
+    keys: Sequence[tuple[int | str, ...]],
+    branches: int = 1,
+    shared_noise: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Draw the starting latents, and the noise of all steps at once, so that no step waits for a copy.
+
+    Args:
+        policy: the sampling policy.
+        denoiser: the schedule of T steps.
+        keys: the beginning of the keys from which the draws of n groups come.
+        branches: K.
+        shared_noise: whether the branches of a group begin at one latent; else each begins at its own.
+
+    Returns:
+        x_0 of each trajectory, [n, K, C, H, W], and the noise of each step, [T, n K, C, H, W], on the device.
+    """
+    shape, device = policy.backbone.latent_shape, policy.backbone.device
+    own = 1 if shared_noise else branches  # starting latents a group
+    start = to_device(seeds.normal((own, *shape), [(*key, "start") for key in keys]), device)
+    noise = torch.empty(denoiser.num_steps, len(keys), branches, *shape)
+    for step in range(denoiser.num_steps):
+        noise[step] = seeds.normal((branches, *shape), [(*key, f"step {step}") for key in keys])
+    scaled = denoiser.initial_scale * start
+    return scaled.expand(-1, branches, *shape), to_device(noise.flatten(1, 2), device)
+
+
+def _record(walk: Iterator[tuple[Transition, Tensor]], start: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Record a walk of n groups of K trajectories.
+
+    The tensors are filled step by step: a list of steps, stacked in the end, would hold everything twice.
+
+    Args:
+        walk: the transition and the following latents of each of T steps.
+        start: x_0, [n, K, C, H, W].
+        num_steps: T.
+
+    Returns:
+        The noisy latents x_0 … x_T, [n, K, T+1, C, H, W], the predicted clean latents, [n, K, T, C, H, W], and the
+        log-probabilities, [n, K, T].
+    """
+    groups, branches, *shape = start.shape
+    states = start.new_empty(groups, branches, num_steps + 1, *shape)
+    x0, log_prob = torch.empty_like(states[:, :, 1:]), start.new_empty(groups, branches, num_steps)
+    states[:, :, 0] = start
+    for step, (transition, following) in enumerate(walk):
+        density = gaussian.log_prob(following, transition.mean, transition.std)
+        log_prob[:, :, step] = density.unflatten(0, (-1, branches))
+        x0[:, :, step] = transition.x0.unflatten(0, (-1, branches))
+        states[:, :, step + 1] = following.unflatten(0, (-1, branches))
+    return states, x0, log_prob
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

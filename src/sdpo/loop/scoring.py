@@ -1,4 +1,4 @@
-"""From trajectories to dense rewards: decode the images that the reward plan asks for, and score them."""
+"""Scores trajectories: decodes the images that the reward plan asks for, queries the rewards, makes them dense."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sdpo.method.reward_plans import RewardPlan
 from sdpo.method.types import Trajectories
 
 
-@dataclass
+@dataclass(frozen=True)
 class Scores:
     """The scores of an epoch's trajectories, on one process.
 
@@ -37,15 +37,22 @@ class Scores:
     queries: int
 
 
-Gather = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+GatherScores = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""Concatenates raw scores by reward, [N] each, over all processes."""
 
 
 class _Part(NamedTuple):
-    """The queries of some groups: their steps, what the plan keeps of the latents, and where their scores will lie."""
+    """The queries of some groups.
 
-    steps: Tensor  # [B, K, Q]
+    Attributes:
+        steps: the steps that are scored, int64 [B, K, Q].
+        similarity: the similarities by which the plan spreads the scores over steps; None where it needs none.
+        image: the place of each query's image among all scored images, int64 [B, K, Q].
+    """
+
+    steps: Tensor
     similarity: Tensor | None
-    image: Tensor  # index among all scored images, [B, K, Q]
+    image: Tensor
 
 
 class Scorer:
@@ -55,12 +62,12 @@ class Scorer:
     branches share the first step, its image is scored once a group.
 
     Args:
-        backbone: decodes latents.
+        backbone: the model, which decodes latents.
         mix: the rewards.
-        plan: chooses the steps that are scored, and gives every step its reward.
-        decode_batch: images decoded in one call.
+        plan: the reward plan.
+        decode_batch: images a decoder call.
         batch_size: images that exist at once, and reach the rewards in one call.
-        gather: collects raw scores from all processes, for running statistics.
+        gather: concatenates raw scores over all processes, for the running statistics.
         clock: counts the seconds of decoding and of the rewards.
     """
 
@@ -72,7 +79,7 @@ class Scorer:
         *,
         decode_batch: int = 32,
         batch_size: int = 64,
-        gather: Gather = lambda scores: scores,
+        gather: GatherScores = lambda scores: scores,
         clock: Clock | None = None,
     ) -> None:
         self._backbone = backbone
@@ -88,7 +95,10 @@ class Scorer:
         self._num_steps = 0
 
     def add(self, part: Trajectories) -> None:
-        """Decode the images that the plan asks for of B groups, and begin to score them.
+        """Decode the images that the plan asks for, and begin to score them.
+
+        Args:
+            part: the trajectories of B groups, with x̂.
 
         Raises:
             DivergenceError: if an image is not finite.
@@ -119,7 +129,7 @@ class Scorer:
         self._queries += len(unique)
 
     def _wanted(self, x0: Tensor) -> Tensor:
-        """Steps of each trajectory that are scored, int64 [B, K, Q]."""
+        """The steps of each trajectory that are scored, int64 [B, K, Q]."""
         steps = self._plan.steps(x0)
         if steps.ndim != 3 or steps.shape[:2] != x0.shape[:2] or steps.dtype != torch.int64:
             raise UserError(

@@ -1,4 +1,4 @@
-"""One step of each group of a minibatch under the current policy: what an algorithm's loss is made from."""
+"""Evaluates one step of each group of a minibatch under the current policy, for the algorithm's loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sdpo.loop.policy import Policy, PromptEmbeddings, to_device
-from sdpo.loop.shared_step import network_rows
+from sdpo.loop.shared_first_step import network_rows
 from sdpo.method import gaussian
 from sdpo.method.denoisers import Denoiser
 from sdpo.method.types import StepBatch, Trajectories
@@ -16,11 +16,11 @@ from sdpo.method.types import StepBatch, Trajectories
 
 @dataclass(frozen=True)
 class EpochData:
-    """The data that every minibatch of an epoch is taken from.
+    """The data from which every minibatch of an epoch is taken.
 
     Attributes:
         trajectories: B groups, in the order in which batches take them.
-        advantages: [B, K, T].
+        advantages: the advantages of all steps, float32 [B, K, T].
         denoiser: the schedule that the trajectories were sampled on.
         embeddings: the embeddings of the prompts.
         prompt_rows: the places of the B prompts among the embeddings, int64 [B].
@@ -52,12 +52,12 @@ class StepEvaluator:
 
         Args:
             epoch: the epoch's data.
-            rows: n groups of it.
+            rows: the n groups among the B.
             step_of_row: the step of each group, int64 [n], on the CPU.
 
         Returns:
-            The batch that the loss takes, and the mean KL divergence from the base model, or None where it is not
-            wanted or no gradient is recorded.
+            The batch that the loss takes, and the mean KL divergence from the base model, a scalar; None in its place
+            where the divergence is not wanted or no gradient is recorded.
         """
         data = epoch.trajectories
         device, branches = data.states.device, data.log_prob.shape[1]
@@ -67,8 +67,8 @@ class StepEvaluator:
         x, own = states[group, branch, steps[group]], steps[group]
         conditioning = epoch.embeddings.take(epoch.prompt_rows[rows][group])
         base: Tensor | None = None
-        # The base model first: a sharded network's weights, written over and back, are gathered in order only in a
-        # forward pass. Without gradients only log-probabilities are asked for, which need no base model.
+        # The base model comes first: a sharded network's weights, written over and back, are gathered in order only in
+        # a forward pass. A pass without gradients serves log-probabilities alone, which need no base model.
         if (self.needs_kl or self.needs_reference) and torch.is_grad_enabled():
             with torch.no_grad(), self.policy.backbone.reference():
                 base = self.policy.transition(epoch.denoiser, x, own, conditioning).mean

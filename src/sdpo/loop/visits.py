@@ -19,11 +19,11 @@ class Visits:
         seed: the run's seed.
         inner_epochs: passes over the trajectories, each with an order of steps of its own.
         timestep_fraction: the share of each trajectory's eligible steps that one pass visits, in (0, 1].
-        first_steps: only so many steps of each trajectory are eligible, from the noisiest on; None means all.
-        last_step: whether the last step is eligible. It is not where it is deterministic, or where the credit rule
-            gives it nothing to learn from.
-        shuffle: each sample has a random order of steps of its own; else all go from the noisiest step to the last.
-        whole_trajectories: an optimizer step follows all steps of its groups at once, not one step of each.
+        first_steps: the number of steps of each trajectory that are eligible, from the noisiest on; None means all.
+        last_step: whether the last step is eligible, which it is not where it is deterministic, or where the credit
+            rule gives it no return.
+        shuffle: whether each sample has a random order of steps of its own; else all go from the noisiest step on.
+        whole_trajectories: whether an optimizer step follows all steps of its groups at once, not one step of each.
     """
 
     seed: int = 0
@@ -45,7 +45,12 @@ class Visits:
         return max(1, math.ceil(share - 1e-9))  # 0.28 of 25 is 7.000000000000001 in floating point
 
     def optimizer_steps(self, batches: int, num_steps: int) -> int:
-        """The number of optimizer steps an epoch, for a number of batches."""
+        """The number of optimizer steps an epoch.
+
+        Args:
+            batches: the number of batches that an epoch's groups are dealt to.
+            num_steps: T.
+        """
         passes = 1 if self.whole_trajectories else self.visited(num_steps)
         return self.inner_epochs * passes * batches
 

@@ -17,6 +17,7 @@ from sdpo.report.templating import render_html
 from sdpo.report.usage import usage
 
 _LONG_NAME = "Stepwise Diffusion Policy Optimization"
+_LONG_NAMES = {"sdpo": _LONG_NAME}
 
 
 def render_page(run: Run) -> str:
@@ -50,7 +51,14 @@ def _algorithm(run: Run) -> str:
 
 def _kicker(run: Run) -> str:
     """Return the line above the title. It spells the method out unless the algorithm's name does."""
-    return "Training report" if _algorithm(run).lower() == "sdpo" else f"Training report by sdpo ({_LONG_NAME})"
+    return "Training report" if _algorithm(run) in _LONG_NAMES else f"Training report by sdpo ({_LONG_NAME})"
+
+
+def _title(algorithm: str) -> str:
+    """Return the algorithm's name for a reader: an acronym in capitals, or the dotted path of the user's own class."""
+    if ":" in algorithm:
+        return algorithm
+    return algorithm.upper() + (f" ({_LONG_NAMES[algorithm]})" if algorithm in _LONG_NAMES else "")
 
 
 def _facts(run: Run) -> dict[str, str]:
@@ -58,7 +66,7 @@ def _facts(run: Run) -> dict[str, str]:
     return {
         "Model": setting_name(config.get("model"), "path"),
         "Rewards": rewards_text(config),
-        "Algorithm": algorithm.upper() + (f" ({_LONG_NAME})" if algorithm.lower() == "sdpo" else ""),
+        "Algorithm": _title(algorithm),
         "Trained": trained_text(config),
         "Epochs": _progress(run),
         "Seed": str(config.get("seed", "–")),

@@ -1,1 +1,1 @@
-"""A run's directory: checkpoints, metrics, trackers, and the record of its result."""
+"""The files of a run: the layout of its directory, checkpoints, metrics, trackers, and the result."""

@@ -27,9 +27,9 @@ class Checkpoint:
     Attributes:
         epoch: the epoch that has ended.
         weights: trained parameters by name, float32.
-        ema: the average of the trained parameters by name, or empty.
+        ema: the average of the trained parameters by name; empty where no average is kept.
         state: optimizer, schedules and statistics; tensors and plain containers.
-        score: the evaluated gain after this epoch, or None where it was not evaluated.
+        score: the evaluated gain after this epoch; None where the epoch was not evaluated, or a stopping rule held.
     """
 
     epoch: int
@@ -63,7 +63,7 @@ class CheckpointStore:
         return sorted(int(p.name) for p in self.root.glob("*") if p.name.isdecimal()) if self.root.is_dir() else []
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, completely or not at all.
+        """Write a checkpoint, completely or not at all, and delete old ones that are not kept.
 
         Raises:
             UserError: if the disk is full or not writable; earlier checkpoints stay.
@@ -97,20 +97,19 @@ class CheckpointStore:
             recover_folder(aside.with_suffix(""))
         for leftover in [*self._leftovers(".old"), *self._leftovers(".tmp")]:
             shutil.rmtree(leftover, ignore_errors=True)
-        damaged: list[UserError] = []
+        damaged: list[str] = []
         for epoch in reversed(self.epochs()):
-            try:
-                found = self.load(epoch)
-            except UserError as error:
-                damaged.append(error)
+            damage = self._verify(epoch)
+            if damage is not None:
+                damaged.append(f"the checkpoint {self.root / str(epoch)} is damaged: {damage}")
                 continue
+            found = self._read(epoch)
             if damaged:
-                reasons = "\n".join(map(str, damaged))
-                logger.warning("%s\nResuming from the checkpoint of epoch %d.", reasons, epoch)
+                logger.warning("%s\nResuming from the checkpoint of epoch %d.", "\n".join(damaged), epoch)
             self._prune()  # an earlier save may have been killed before it
             return found
         if damaged:
-            reasons = "\n".join(map(str, damaged))
+            reasons = "\n".join(damaged)
             raise UserError(
                 f"none of the checkpoints in {self.root} can be read:\n{reasons}\n"
                 "Delete that folder to start over, or name another --output-dir."
@@ -118,15 +117,20 @@ class CheckpointStore:
         return None
 
     def load(self, epoch: int) -> Checkpoint:
-        """Read a checkpoint.
+        """Read the checkpoint of an epoch.
 
         Raises:
-            UserError: if it is damaged.
+            UserError: if the checkpoint is damaged.
         """
-        folder = self.root / str(epoch)
         damage = self._verify(epoch)
         if damage is not None:
-            raise UserError(f"the checkpoint {folder} is damaged: {damage}")
+            folder = self.root / str(epoch)
+            raise UserError(f"the checkpoint {folder} is damaged: {damage}. Delete that folder and rerun the command.")
+        return self._read(epoch)
+
+    def _read(self, epoch: int) -> Checkpoint:
+        """Read a checkpoint that is not damaged."""
+        folder = self.root / str(epoch)
         ema = folder / "ema.safetensors"
         return Checkpoint(
             epoch=epoch,
@@ -141,7 +145,7 @@ class CheckpointStore:
         return [path for path in self.root.glob(f"*{ending}") if path.stem.isdecimal()]
 
     def _verify(self, epoch: int) -> str | None:
-        """What is wrong with a checkpoint, or None."""
+        """Compare a checkpoint with its checksums; returns a description of the damage, or None."""
         folder = self.root / str(epoch)
         try:
             expected = json.loads((folder / _CHECKSUMS).read_text(encoding="utf-8"))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from sdpo.errors import UserError
 
 DEFAULT = "runs/latest"
 """The directory of a run in Python whose configuration names none."""
@@ -42,12 +45,12 @@ class RunDirectory:
 
     @property
     def environment(self) -> Path:
-        """Versions, device, number of processes, and the format of the directory."""
+        """The versions, the device and the number of processes of a run, and the format of its directory."""
         return self.path / "environment.json"
 
     @property
     def metrics(self) -> Path:
-        """One JSON object an epoch."""
+        """The metrics, one JSON object an epoch."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -116,10 +119,12 @@ class RunDirectory:
 
     def evaluation_files(self) -> Iterator[Path]:
         """The scores of all evaluations, by epoch; other files beside them are not the run's."""
-        yield from sorted(p for p in self.evaluations.glob(f"{_EPOCH}*.json") if _EVALUATION.fullmatch(p.name))
+        files = (file for file in self.evaluations.glob(f"{_EPOCH}*.json") if _EVALUATION.fullmatch(file.name))
+        # By length first: the number of an epoch has four digits or more.
+        yield from sorted(files, key=lambda file: (len(file.name), file.name))
 
     def evaluations_after(self, epoch: int) -> Iterator[Path]:
-        """Files and folders of evaluations after `epoch`, and half-written files; none that is not the run's."""
+        """Files and folders of evaluations of epochs after `epoch`, and half-written files; none that is the user's."""
         for path in self.evaluations.glob(f"{_EPOCH}*"):
             name = _EVALUATION.fullmatch(path.name)
             if name is not None and (name["end"] == ".json.tmp" or int(name["epoch"]) > epoch):
@@ -139,3 +144,23 @@ def strips(evaluation: Path) -> dict[int, Path]:
     """All pictures of an evaluation by number of steps, ascending."""
     found = {file.stem.removeprefix(_STEPS): file for file in evaluation.with_suffix("").glob(f"{_STEPS}*.png")}
     return {steps: found[str(steps)] for steps in sorted(int(name) for name in found if name.isdecimal())}
+
+
+def create(path: str | Path, main: bool = True) -> RunDirectory:
+    """Create a run's directory.
+
+    Args:
+        path: the directory, which may exist.
+        main: whether this process creates the directory; the other processes only check its name.
+
+    Raises:
+        UserError: if the path is a file, or the directory cannot be created.
+    """
+    if os.path.isfile(path):
+        raise UserError(f"--output-dir {path} is a file: name a new or existing directory")
+    try:
+        if main:
+            Path(path).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise UserError(f"--output-dir {path} cannot be created: {error}. Name another directory.") from error
+    return RunDirectory(Path(path))

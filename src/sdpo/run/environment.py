@@ -14,16 +14,16 @@ from sdpo.run.directory import RunDirectory
 from sdpo.system.durable import write_whole
 
 FORMAT = 1
-"""The format of a run's directory; it is raised when an older version could no longer resume the run."""
+"""The format of a run's directory; a new number means that older versions cannot resume the run."""
 
 _PACKAGES = ("sdpo", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "pydantic")
 
 
 def check_format(run: RunDirectory) -> None:
-    """Refuse the directory of a run that a newer version made.
+    """Refuse a run's directory of a format that a newer version wrote.
 
     Raises:
-        UserError: with both formats.
+        UserError: naming both formats.
     """
     try:
         record = json.loads(run.environment.read_text(encoding="utf-8"))

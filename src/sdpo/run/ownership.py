@@ -17,28 +17,6 @@ from sdpo.run.result import result_record
 _SHOWN = 3  # names of a directory's contents in a message
 
 
-def create(path: str | Path, config: Config, main: bool = True) -> RunDirectory:
-    """Create a run's directory, or verify that it is the run's own.
-
-    Args:
-        path: the directory, which may exist.
-        config: the configuration of the run.
-        main: whether this process creates it; the others only check it.
-
-    Raises:
-        UserError: if the path is a file, the directory cannot be created, or `check_directory` refuses it; nothing has
-            been written then.
-    """
-    run = RunDirectory(Path(path))
-    check_directory(run, config)
-    try:
-        if main:
-            run.path.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:  # ValueError: a name with a null character
-        raise UserError(f"--output-dir {path} cannot be created: {error}") from error
-    return run
-
-
 def check_directory(run: RunDirectory, config: Config) -> None:
     """Refuse a directory in which a run would overwrite or mix with what no run wrote, or with its own base model.
 
@@ -47,11 +25,9 @@ def check_directory(run: RunDirectory, config: Config) -> None:
         config: the configuration of the run.
 
     Raises:
-        UserError: if the path is a file, the directory holds other files than those of a run, or a model or LoRA that
-            the run starts from lies where its result will be.
+        UserError: if the directory holds other files than those of a run, or a model or LoRA that the run starts from
+            lies where its result will be; nothing has been written then.
     """
-    if os.path.isfile(run.path):
-        raise UserError(f"--output-dir {run.path} is a file: name a new or existing directory")
     for source in _sources(config):
         for folder in (run.model, run.lora, run.staging, run.checkpoints):
             if os.path.exists(source) and Path(source).resolve().is_relative_to(folder.resolve()):

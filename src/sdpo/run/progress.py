@@ -10,7 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class ProgressBar:
-    """Shows epochs with reward, loss and time left; silent where the output is not a terminal."""
+    """Shows epochs with reward, loss and time left; silent where the output is not a terminal.
+
+    Args:
+        total: the number of epochs of the run.
+        done: the number of epochs that have ended already.
+    """
 
     def __init__(self, total: int, done: int) -> None:
         self._bar = Progress(
@@ -33,6 +38,6 @@ class ProgressBar:
         self._bar.stop()
 
     def advance(self, row: dict[str, Any]) -> None:
-        """Show that an epoch has ended."""
+        """Show that an epoch has ended; `row` is the epoch's row of metrics."""
         note = f"reward {row['reward/last_step']:.4g}  loss {row['train/loss']:.4g}"
         self._bar.update(self._task, advance=1, note=note)

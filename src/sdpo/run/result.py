@@ -1,4 +1,4 @@
-"""The result of a run: its trained weights, and `result.json` beside them, which says of which epoch they are."""
+"""The result of a run: its trained weights, and beside them `result.json`, which names their epoch."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Savable(Protocol):
 
 @dataclass(frozen=True)
 class RunResult:
-    """The weights that `lora/` or `model/` holds; the run may have continued since.
+    """The weights in `lora/` or `model/`; the run may have continued since they were written.
 
     Attributes:
         epoch: the epoch after which the weights were taken.
-        averaged: whether they are the moving average.
+        averaged: whether the weights are the moving average.
     """
 
     epoch: int
@@ -48,12 +48,12 @@ def result_folder(run: RunDirectory, config: Config) -> Path:
 
 
 def result_record(folder: Path) -> Path:
-    """The file in a result's folder that says which weights these are."""
+    """The file in a result's folder that names the epoch of the weights."""
     return folder / _RECORD
 
 
 def read_result(run: RunDirectory, config: Config) -> RunResult | None:
-    """Read which weights a run finished with; None where it has not finished.
+    """Read the record of a run's result; None where the run has not finished.
 
     Raises:
         UserError: if the record cannot be read.
@@ -64,7 +64,7 @@ def read_result(run: RunDirectory, config: Config) -> RunResult | None:
     try:
         return TypeAdapter(RunResult).validate_json(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} is damaged: {error}. Repeat the run's train command to write it again.") from error
+        raise UserError(f"{file} is damaged: {error}. Rerun the run's train command to write it again.") from error
 
 
 def write_result(run: RunDirectory, model: Savable, weights: Mapping[str, Tensor], result: RunResult) -> None:
@@ -74,9 +74,9 @@ def write_result(run: RunDirectory, model: Savable, weights: Mapping[str, Tensor
 
     Args:
         run: the run's directory.
-        model: the model, which holds the weights.
-        weights: the whole weights by name, for a model whose own are split over processes.
-        result: which weights they are.
+        model: the model, whose own weights may be sharded over processes.
+        weights: the whole weights by name.
+        result: the record of the weights.
     """
     shutil.rmtree(run.staging, ignore_errors=True)
     run.staging.mkdir()

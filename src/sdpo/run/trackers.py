@@ -17,8 +17,8 @@ class Trackers:
     """The user's experiment trackers; a context that finishes them.
 
     Args:
-        names: trackers as accelerate names them.
-        run_dir: the run's directory, where the trackers write that can be told where to.
+        names: the trackers, by accelerate's names; may be empty.
+        run_dir: the run's directory, in which the trackers write that can be told where to.
         config: the configuration, which the trackers record.
     """
 
@@ -51,17 +51,21 @@ class Trackers:
         known = [str(member.value) for member in LoggerType if member.value != "all"]
         for name in self._names:
             if name not in known:
-                raise UserError(f"trackers: there is no tracker {name!r}; accelerate knows {', '.join(known)}")
+                raise UserError(f"trackers: there is no tracker {name!r}; use {', '.join(known)}")
             if name not in map(str, get_available_trackers()):
                 raise UserError(f"trackers: {name!r} is not installed: pip install {name}")
         try:
-            self._accelerator = Accelerator(log_with=self._names, project_dir=str(self._run.path), cpu=True)
-            self._accelerator.init_trackers("sdpo", config=_flat(self._config), init_kwargs=self._places())
+            accelerator = Accelerator(log_with=self._names, project_dir=str(self._run.path), cpu=True)
+            accelerator.init_trackers("sdpo", config=_flat(self._config), init_kwargs=self._places())
         except Exception as error:  # a tracker's own failure (no login, no network): the run has not begun
-            raise UserError(f"trackers: {', '.join(self._names)} cannot be started: {cause(error)}") from error
+            raise UserError(
+                f"trackers: {', '.join(self._names)} cannot be started: {cause(error)}. Fix the problem, or set "
+                "trackers=[]."
+            ) from error
+        self._accelerator = accelerator
 
     def log(self, row: dict[str, Any]) -> None:
-        """Log an epoch's row of metrics."""
+        """Log an epoch's row of metrics, without metrics that are None."""
         if self._accelerator is not None:
             known = {name: value for name, value in row.items() if value is not None}
             self._accelerator.log(known, step=row["epoch"])
@@ -87,7 +91,7 @@ class Trackers:
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """One level of `section.key` names; values that trackers cannot hold become strings."""
+    """Flatten nested sections to `section.key` names; values that trackers cannot hold become strings."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +41,8 @@ def test_all_are_called_in_order() -> None:
 def test_the_one_that_fails_is_named() -> None:
     with pytest.raises(UserError, match=r"callback .*:Failing, on_end: ValueError: no\. Epoch 3 is saved: correct"):
         Callbacks([Failing()]).on_end(state())
+
+
+def test_nothing_is_said_to_be_saved_after_the_base_models_evaluation() -> None:
+    with pytest.raises(UserError, match=r"ValueError: no\. Correct the callback and rerun the command\.$"):
+        Callbacks([Failing()]).on_end(dataclasses.replace(state(), epoch=0))

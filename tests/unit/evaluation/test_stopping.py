@@ -77,8 +77,8 @@ def test_rules_that_could_never_act_are_refused(rule: dict[str, Any], words: str
 @pytest.mark.parametrize(
     ("bounds", "words"),
     [
-        ({}, "one bound, below or above"),
-        ({"below": 1, "above": 2}, "one bound, below or above"),
+        ({}, "one bound: set below or above"),
+        ({"below": 1, "above": 2}, "one bound: set below or above"),
         ({"belo": 1}, "unknown key 'stop_when.0.belo' .did you mean 'below'"),
         ({"below": 1, "patience": 0}, "stop_when.0.patience"),
     ],
@@ -89,7 +89,7 @@ def test_a_rule_has_one_bound(bounds: dict[str, Any], words: str) -> None:
 
 
 def test_what_was_not_measured_is_named() -> None:
-    with pytest.raises(UserError, match="no monitor/kl_to_base/1.*There are: eval/x/1"):
+    with pytest.raises(UserError, match="no monitor/kl_to_base/1.*Use one of: eval/x/1"):
         guarded({"metric": "monitor/kl_to_base/1", "above": 1})
     with pytest.raises(UserError, match="is 0 for the base model: leave out relative_to"):
         guarded(HALVED, base={"monitor/diversity/4": 0.0})

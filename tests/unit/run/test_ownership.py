@@ -14,7 +14,7 @@ from sdpo import Config, UserError
 from sdpo.evaluation.record import discard_evaluations_after
 from sdpo.run.checkpoint import Checkpoint, CheckpointStore
 from sdpo.run.directory import RunDirectory
-from sdpo.run.ownership import check_directory, create, holds_results
+from sdpo.run.ownership import check_directory, holds_results
 from sdpo.run.result import RunResult, write_result
 
 CONFIG = Config.load("emoji")
@@ -57,7 +57,7 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path: Path, files: dict[str, 
     before = fill(tmp_path, files)
     first = sorted(files)[0].partition("/")[0]
     with pytest.raises(UserError, match=rf"no run's directory and holds {first}"):
-        create(tmp_path, CONFIG)
+        check_directory(RunDirectory(tmp_path), CONFIG)
     assert contents(tmp_path) == before
 
 
@@ -76,15 +76,8 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path: Path, files: dict[str, 
 )
 def test_the_directory_of_a_run_is_its_own(tmp_path: Path, files: dict[str, str]) -> None:
     before = fill(tmp_path, files)
-    assert create(tmp_path, CONFIG).path == tmp_path
+    check_directory(RunDirectory(tmp_path), CONFIG)
     assert contents(tmp_path) == before
-
-
-def test_only_the_main_process_creates_it(tmp_path: Path) -> None:
-    create(tmp_path / "a" / "b", CONFIG, main=False)
-    assert not (tmp_path / "a").exists()
-    create(tmp_path / "a" / "b", CONFIG)
-    assert (tmp_path / "a" / "b").is_dir()
 
 
 @pytest.mark.parametrize("section", ["model", "lora", "fuse_lora"])

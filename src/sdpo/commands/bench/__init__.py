@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
+from sdpo.assembly.processes import join_processes
 from sdpo.commands.bench.bare import BareWork
 from sdpo.commands.bench.epoch import PHASES, profile_epoch, run_epoch, time_epoch
 from sdpo.commands.bench.peak_memory import peak, reset_peak
 from sdpo.commands.bench.stopwatch import seconds
 from sdpo.config import Config
-from sdpo.distributed.processes import Processes
 from sdpo.loop.clock import Clock
 from sdpo.loop.policy import PromptEmbeddings
 from sdpo.trainer import Trainer
@@ -80,7 +80,7 @@ def bench(config: Config, repetitions: int = 5, profile: Path | None = None, bar
     """
     with tempfile.TemporaryDirectory() as folder:
         config = _bench_config(config, folder, repetitions)
-        clock = Clock(Processes(config.device, sharded=True).device)
+        clock = Clock(join_processes(config)[0].device)
         return _measure(Trainer(config, clock=clock), repetitions, profile, bare)
 
 

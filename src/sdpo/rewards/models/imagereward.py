@@ -149,7 +149,7 @@ class ImageReward:
     def score_pixels(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Compute the scores [N] of normalised pixels [N, 3, S, S] and tokens [N, L] with their mask [N, L]."""
         raw = self.head(self.text_features(pixels, input_ids, attention_mask))
-        return raw if self.mode == "sdpo" else (raw - MEAN) / STD
+        return (raw - MEAN) / STD if self.mode == "official" else raw
 
     def text_features(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Compute the text model's last hidden state at its first token, [N, D]."""

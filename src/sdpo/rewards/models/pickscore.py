@@ -37,7 +37,7 @@ class PickScore(ClipReward):
             Scores, float32 [N].
         """
         cosines = self.cosines(images, prompts)
-        return cosines if self.mode == "sdpo" else self.model.logit_scale.exp() * cosines
+        return self.model.logit_scale.exp() * cosines if self.mode == "official" else cosines
 
 
 def load(

@@ -1,4 +1,4 @@
-"""What a caller in Python gives beside the configuration: a pipeline, a reward, prompts."""
+"""The objects that a caller in Python gives beside the configuration: a pipeline, a reward, prompts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GivenPrompts = str | os.PathLike[str] | Sequence[str] | Sequence[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Given:
-    """The user's own objects, which take the place of what the configuration names.
+    """The user's own objects, which replace parts that the configuration names.
 
     Attributes:
         pipeline: a diffusers pipeline instead of `model`.
@@ -45,7 +45,12 @@ class Given:
         return {} if self.reward is None else dict.fromkeys(config.rewards, self.reward)
 
     def describe(self, config: Config) -> Config:
-        """The configuration with these objects described in it, validated anew.
+        """Describe these objects in a configuration, and validate the result.
+
+        Options of rewards that the user's own reward replaces are left out.
+
+        Args:
+            config: the configuration that the caller gave.
 
         Raises:
             UserError: if the reward cannot be called, the prompts have no order, or the result is not a valid
@@ -56,8 +61,8 @@ class Given:
             data["prompts"] = _describe_prompts(self.prompts, data["prompts"])
         if self.reward is not None:
             data["rewards"] = {_name(self.reward, config): 1.0}
-            unused = set(data["reward_options"]) - {*data["rewards"], *config.evaluate.observers}
-            data["reward_options"] = {n: v for n, v in data["reward_options"].items() if n not in unused}
+            named = {*data["rewards"], *config.evaluate.observers}
+            data["reward_options"] = {name: value for name, value in data["reward_options"].items() if name in named}
         if self.pipeline is not None:
             data["model"] = describe_pipeline(config.model, self.pipeline)
         return Config.parse(data)

@@ -1,6 +1,6 @@
-"""The number of groups a network call, which affects speed and memory only.
+"""Finds the number of groups a network call, the micro-batch, which affects speed and memory only.
 
-In half precision the result depends on it too, unless sampling and update use the same number.
+In half precision the result depends on the micro-batch too, unless sampling and update use equal ones.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def common(shares: Iterable[int], most: int) -> int:
 
 
 def search(call: Callable[[int], Any], most: int, device: torch.device) -> int:
-    """Find the micro-batch at which a GPU is fast: it is doubled until memory ends or nothing is gained.
+    """Find the micro-batch at which a GPU is fast, by doubling until memory ends or nothing is gained.
 
     Args:
         call: does the work for a number of groups; may raise `torch.OutOfMemoryError`.
@@ -75,7 +75,14 @@ def _seconds(call: Callable[[int], Any], size: int, device: torch.device) -> flo
 
 
 def sampling_call(policy: Policy, denoiser: Denoiser, prompt: Conditioning, branches: int) -> Callable[[int], None]:
-    """A function that samples one step of a number of groups; `prompt` is the embedding of any prompt, [1, ...]."""
+    """A function that samples one step of a given number of groups.
+
+    Args:
+        policy: the sampling policy.
+        denoiser: the schedule.
+        prompt: the embedding of any prompt, [1, ...].
+        branches: K, trajectories a group.
+    """
 
     def call(groups: int) -> None:
         with policy.no_gradient():
@@ -85,7 +92,14 @@ def sampling_call(policy: Policy, denoiser: Denoiser, prompt: Conditioning, bran
 
 
 def update_call(policy: Policy, denoiser: Denoiser, prompt: Conditioning, branches: int) -> Callable[[int], None]:
-    """A function that makes and discards the gradients of one step of a number of groups."""
+    """A function that makes and discards the gradients of one step of a given number of groups.
+
+    Args:
+        policy: the policy that is trained.
+        denoiser: the schedule.
+        prompt: the embedding of any prompt, [1, ...].
+        branches: K, trajectories a group.
+    """
 
     def call(groups: int) -> None:
         try:

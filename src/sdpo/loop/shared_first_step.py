@@ -1,4 +1,4 @@
-"""One network evaluation a group at the first step, where all branches of a group have the same latent."""
+"""Shares the network evaluation of the first step, where all branches of a group have one latent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def shares_first_step(setting: Literal["auto"] | bool, *, shared_noise: bool, vi
 
 
 def network_rows(step_of_row: Tensor, branches: int, shared_first_step: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Which latents of n groups, each at its own step, the network must see.
+    """Find the latents of n groups, each at its own step, that the network must see.
 
     Args:
         step_of_row: the step of each group, int64 [n], on the CPU.
@@ -36,8 +36,8 @@ def network_rows(step_of_row: Tensor, branches: int, shared_first_step: bool) ->
         shared_first_step: whether a group's branches share the evaluation of the first step.
 
     Returns:
-        The group and the branch of each of M latents, int64 [M]; and, for each of the n K latents in order, its place
-        among the M, int64 [n K], or None where all n K are evaluated.
+        The group and the branch of M latents, int64 [M] each; and the place among the M of each of the n K latents in
+        order, int64 [n K], or None where all n K are evaluated.
     """
     counts = torch.full_like(step_of_row, branches)
     if shared_first_step:

@@ -1,0 +1,65 @@
+"""The evaluations of a run in order: each is written to the run's directory and compared with the base model's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from sdpo.evaluation.record import GAIN, Evaluation, read_evaluation, weighted_gain, write_evaluation
+from sdpo.run.directory import RunDirectory
+
+
+class EvaluationHistory:
+    """Records the evaluations of a run.
+
+    Args:
+        run: the run's directory.
+        weights: the weight of each trained reward by name.
+        monitored: the number of images of each prompt that this run's monitors are measured on.
+        writes: whether this process writes the files.
+
+    Attributes:
+        latest: the latest evaluation since the run was started or resumed; None before the first one.
+    """
+
+    def __init__(self, run: RunDirectory, weights: Mapping[str, float], monitored: int, writes: bool) -> None:
+        self.latest: Evaluation | None = None
+        self._base: Evaluation | None = None  # before the first epoch
+        self._run = run
+        self._weights = weights
+        self._monitored = monitored
+        self._writes = writes
+
+    def resume(self) -> None:
+        """Read the base model's evaluation of a run that is resumed.
+
+        Raises:
+            UserError: if its file is damaged.
+        """
+        self._base = read_evaluation(self._run, 0)
+
+    def record(self, evaluation: Evaluation, tiles: Mapping[int, Tensor]) -> dict[str, float]:
+        """Write an evaluation, and compare it with the base model's.
+
+        Args:
+            evaluation: the evaluation; that of epoch 0 is the base model's.
+            tiles: the first images by number of steps, uint8 [n, H, W, 3].
+
+        Returns:
+            The metrics of the evaluation, with the weighted gain where the base model's evaluation is known.
+        """
+        if evaluation.epoch == 0:
+            self._base = evaluation
+        if self._writes:
+            write_evaluation(self._run, evaluation, tiles)
+        self.latest, metrics = evaluation, evaluation.metrics()
+        gain = weighted_gain(self._base, evaluation, self._weights) if self._base is not None else None
+        return metrics if gain is None else {**metrics, GAIN: gain}
+
+    def base_metrics(self) -> dict[str, float]:
+        """The base model's metrics, without monitors that were measured on another number of images than now."""
+        if self._base is None:
+            return {}
+        same = self._base.monitored == self._monitored
+        return {n: v for n, v in self._base.metrics().items() if same or not n.startswith("monitor/")}

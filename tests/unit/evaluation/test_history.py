@@ -1,0 +1,66 @@
+"""The evaluations of a run: files, the gain over the base model, and the base model's metrics after a resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sdpo.evaluation.history import EvaluationHistory
+from sdpo.evaluation.record import GAIN, Evaluation, ImageScores
+from sdpo.run.directory import RunDirectory
+
+STEPS = (8, 1, 4, 2)
+TILES = {1: torch.zeros(1, 4, 4, 3, dtype=torch.uint8)}
+
+
+def evaluation(epoch: int, monitored: int = 2) -> Evaluation:
+    random = np.random.default_rng(epoch)
+    scores = {"r": {steps: random.normal(scale=10.0**steps, size=5) for steps in STEPS}}
+    return Evaluation(
+        epoch, ImageScores(["a"] * 5, list(range(5)), scores), monitors={"entropy": {1: 0.5}}, monitored=monitored
+    )
+
+
+def history(path: Path, monitored: int = 2, writes: bool = True) -> EvaluationHistory:
+    return EvaluationHistory(RunDirectory(path), {"r": 1.0}, monitored, writes)
+
+
+def test_the_main_process_writes_and_all_have_the_metrics(tmp_path: Path) -> None:
+    main, other = history(tmp_path / "main"), history(tmp_path / "other", writes=False)
+    for epoch in (0, 3):
+        assert main.record(evaluation(epoch), TILES) == other.record(evaluation(epoch), TILES)
+        assert main.latest is not None and main.latest.epoch == epoch
+    assert sorted(p.name for p in (tmp_path / "main" / "evaluation").glob("*.json")) == [
+        "epoch_0000.json",
+        "epoch_0003.json",
+    ]
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_resumed_run_has_the_same_gain_to_the_last_bit_whatever_the_order_of_steps(tmp_path: Path) -> None:
+    whole, gains = history(tmp_path), []
+    assert whole.record(evaluation(0), TILES)[GAIN] == 0
+    for epoch in range(1, 20):
+        gains.append(whole.record(evaluation(epoch), TILES)[GAIN])
+    resumed = history(tmp_path)
+    resumed.resume()
+    assert [resumed.record(evaluation(epoch), TILES)[GAIN] for epoch in range(1, 20)] == gains
+    assert resumed.base_metrics() == whole.base_metrics()
+
+
+def test_without_the_base_models_evaluation_there_is_no_gain(tmp_path: Path) -> None:
+    resumed = history(tmp_path)
+    resumed.resume()
+    assert GAIN not in resumed.record(evaluation(2), TILES)
+    assert resumed.base_metrics() == {}
+
+
+def test_monitors_on_another_number_of_images_are_not_compared(tmp_path: Path) -> None:
+    history(tmp_path).record(evaluation(0), TILES)
+    for monitored, compared in ((2, True), (1, False)):
+        resumed = history(tmp_path, monitored)
+        resumed.resume()
+        assert ("monitor/entropy/1" in resumed.base_metrics()) == compared
+        assert "eval/r/1" in resumed.base_metrics()

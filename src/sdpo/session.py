@@ -29,6 +29,7 @@ from sdpo.run.checkpoint import Checkpoint, CheckpointStore
 from sdpo.run.directory import RunDirectory
 from sdpo.run.environment import write_environment
 from sdpo.run.metrics import MetricsFile
+from sdpo.run.ownership import holds_results
 from sdpo.run.result import RunResult, write_result
 from sdpo.run.trackers import Trackers
 from sdpo.system.durable import WRITE_ERRORS, write_whole
@@ -114,7 +115,7 @@ class Session:
 
     def _resume(self) -> None:
         processes = self._parts.processes
-        if self._is_main and self._store.epochs():
+        if self._is_main and holds_results(self.run):
             check_same_run(self._config, self.run.config)
         found = self._store.newest() if self._is_main else None
         last = processes.broadcast(found.epoch if found is not None else None)
@@ -130,8 +131,9 @@ class Session:
         if self._is_main:
             discard_evaluations_after(self.run, self.epoch)
             self.run.stopped.unlink(missing_ok=True)
-            write_whole(self.run.config, self._config.to_yaml())
+            # The environment tells that the directory is a run's, so it comes first.
             write_environment(self.run, self._parts.backbone.device, processes.count)
+            write_whole(self.run.config, self._config.to_yaml())
             self._metrics.start(self.epoch)
 
     # -- evaluate ------------------------------------------------------------------------------------------

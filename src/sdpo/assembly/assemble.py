@@ -19,6 +19,7 @@ from sdpo.assembly.model import (
     load_model,
     make_trainable,
     matrix_precision,
+    warn_of_truncated,
 )
 from sdpo.assembly.parts import ModelParts, Parts
 from sdpo.assembly.rewards import load_rewards
@@ -91,8 +92,10 @@ def build(
     backbone = _trainable_backbone(config, processes, given, sharding)
     denoiser = _training_schedule(config, backbone)
     names = dict.fromkeys([*config.rewards, *config.evaluate.observers]) if with_rewards else {}
-    rewards = load_rewards(config, names, processes.device, given.rewards)
-    model = build_model(config, processes, [p.text for p in [*train, *unseen]], backbone)
+    rewards = load_rewards(config, names, processes.device, given.rewards(config))
+    texts = [p.text for p in [*train, *unseen]]
+    warn_of_truncated(backbone, texts)
+    model = build_model(config, processes, texts, backbone)
     precision = partial(matrix_precision, config.model.tf32)
     with precision():
         compile_network(config, backbone, model.policy, denoiser, model.embeddings)

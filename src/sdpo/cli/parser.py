@@ -64,7 +64,8 @@ def _evaluate(commands: Commands) -> None:
     _add_target(evaluate)
     evaluate.add_argument("--steps", default="1,2,4,8", help="numbers of steps (default: 1,2,4,8)")
     evaluate.add_argument(
-        "--prompts", help="named set of prompts, or .txt or .jsonl file (default: the run's training prompts)"
+        "--prompts",
+        help="named set of prompts, or .txt, .jsonl, .json or .csv file (default: the run's training prompts)",
     )
     evaluate.add_argument("--reward", action="append", help="a reward; may be repeated (default: the run's rewards)")
     evaluate.add_argument("--images-per-prompt", type=int, default=4, help="images of each prompt (default: 4)")

@@ -18,7 +18,6 @@ class FakeGPU:
 
     Attributes:
         seconds: the time of a call of n groups.
-        compiling: the time that the first call of a size takes besides.
         share: the share of the memory that a call of n groups holds, for each group.
         fits: the most groups that fit into the memory.
         calls: the sizes that were called.
@@ -27,7 +26,7 @@ class FakeGPU:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds: Callable[[int], float] = lambda size: 1.0
-        self.compiling, self.share, self.fits = 0.0, 0.01, 10**9
+        self.share, self.fits = 0.01, 10**9
         self.calls: list[int] = []
         self.emptied = 0
         self._now = self._pending = self._peak = 0.0
@@ -44,7 +43,7 @@ class FakeGPU:
     def __call__(self, size: int) -> None:
         if size > self.fits:
             raise torch.OutOfMemoryError
-        self._pending += self.seconds(size) + (0 if size in self.calls else self.compiling)
+        self._pending += self.seconds(size)
         self._peak = max(self._peak, 1000 * self.share * size)
         self.calls.append(size)
 
@@ -87,9 +86,7 @@ def test_the_search_ends_where_a_group_takes_as_long(gpu: FakeGPU) -> None:
 
 
 def test_neither_the_first_call_of_a_size_nor_the_slower_of_two_counts(gpu: FakeGPU) -> None:
-    gpu.compiling = 1000.0
-    assert gpu.find() == 64
-    gpu.seconds = lambda size: 1.0 if gpu.calls.count(size) % 3 == 1 else 1000.0
+    gpu.seconds = lambda size: 1.0 if gpu.calls.count(size) == 2 else 1000.0 * size  # the third call of a size is fast
     assert gpu.find() == 64
 
 

@@ -11,12 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sdpo.backbones import lora
+from sdpo.backbones import lora, merging
+from sdpo.backbones.lora_files import locate
 from sdpo.backbones.training import TrainableBackbone
 
 
 class SavableBackbone(TrainableBackbone):
     """A backbone that writes its weights in the formats of other programs."""
+
+    _lora_path: Path | None = None  # of a LoRA that was loaded for sampling, in the network's data type
 
     def load_lora(self, path: Path) -> None:
         """Load a trained LoRA for sampling, by diffusers' own loader.
@@ -25,6 +28,7 @@ class SavableBackbone(TrainableBackbone):
             UserError: if there is no such file or folder, or its LoRA does not fit this model.
         """
         lora.load(self.pipeline, path)
+        self._lora_path = path
 
     def save(self, parent: Path, weights: Mapping[str, Tensor] | None = None) -> Path:
         """Write the trained weights for use elsewhere: a LoRA to `lora/`, all weights as a pipeline to `model/`.
@@ -75,17 +79,27 @@ class SavableBackbone(TrainableBackbone):
         save_file({n: w.contiguous() for n, w in found.items()}, target, metadata={"format": "pt"})
         _open_to_others(target.parent)
 
-    def save_merged(self, folder: Path, dtype: torch.dtype) -> None:
+    def save_merged(self, folder: Path, dtype: torch.dtype) -> float:
         """Merge the network's LoRA, if it has one, into its weights, and write the whole pipeline.
 
         Args:
             folder: the folder to create.
             dtype: data type of all weights that are written.
+
+        Returns:
+            The relative difference between the LoRA and what rounding to the data type leaves of it, as
+            `merging.merge` measures it: 0 in float32, and for instance 0.01 in float16 or 0.5 in bfloat16.
         """
+        difference = 0.0
         if self.has_lora:
-            lora.merge(self.pipeline)
+            if self._lora_path is not None:
+                weights = load_file(locate(self._lora_path))
+                merging.restore(self.network_module, self.component, lora.ADAPTER, weights)
+            difference = merging.merge(self.network_module, dtype)
+            self.pipeline.unload_lora_weights()
         self.pipeline.to(dtype=dtype).save_pretrained(folder, safe_serialization=True)
         _open_to_others(folder)
+        return difference
 
 
 def _open_to_others(folder: Path) -> None:

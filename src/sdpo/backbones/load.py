@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sdpo.backbones import lora
-from sdpo.backbones.loaded import check_components_loaded, check_has_values
+from sdpo.backbones.loaded import cached_folder, check_components_loaded, check_has_values
 from sdpo.backbones.model_index import can_only_be_local, check_components, read_index
 from sdpo.backbones.pipeline import PipelineBackbone
 from sdpo.backbones.schedules import replace_scheduler
@@ -115,15 +115,10 @@ def load_backbone(
         )
     except Exception as error:  # the hub and damaged files raise errors of many classes
         raise UserError(_loading_failed(path, revision, local is not None, error)) from error
-    check_components_loaded(pipeline, local or _cached_folder(path, revision), path, variant)
+    folder = local or cached_folder(path, revision)
+    assert folder is not None, "a model of the hub is loaded from its cache"
+    check_components_loaded(pipeline, folder, path, variant)
     return wrap_pipeline(pipeline, device, **changes)
-
-
-def _cached_folder(path: str, revision: str) -> Path:
-    """The folder in the hub's cache that a model was just loaded from."""
-    from huggingface_hub import try_to_load_from_cache
-
-    return Path(str(try_to_load_from_cache(path, "model_index.json", revision=revision))).parent
 
 
 def wrap_pipeline(

@@ -110,9 +110,10 @@ def check_whole(pipeline: Any, file: Path, adapter: str) -> None:
             "for another model, or its format is not one that diffusers converts: use a file for this model, in "
             "diffusers' or kohya's format."
         )
-    if made_up:
+    absent = {*(name.split(".lora_")[0] for name in made_up), *_left_out(pipeline, adapter)}
+    if absent:
         raise UserError(
-            f"{len(made_up)} tensors that its metadata promises are missing ({first(made_up)}). The file is "
+            f"it has no tensors for {len(absent)} of the modules that its metadata name ({first(absent)}). The file is "
             "incomplete: download or export it again."
         )
 
@@ -161,6 +162,26 @@ def _compare(converted: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> t
     made_up = [name for name, parameter in loaded.items() if name in left or parameter.is_meta]
     assert filled + len(made_up) == len(loaded), "each converted tensor takes one place"
     return unplaced, made_up
+
+
+def _left_out(pipeline: Any, adapter: str) -> list[str]:
+    """Find the modules that the LoRA's own settings name, by the ends of their names, and that have no LoRA."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found = []
+    for part in pipeline._lora_loadable_modules:
+        module = getattr(pipeline, part, None)
+        settings = (getattr(module, "peft_config", None) or {}).get(adapter)
+        targets = getattr(settings, "target_modules", None)
+        if not isinstance(module, nn.Module) or not isinstance(targets, set | list) or settings.exclude_modules:
+            continue
+        found += [
+            f"{part}.{name}"
+            for name, layer in module.named_modules()
+            if any(name == target or name.endswith(f".{target}") for target in targets)
+            and not isinstance(layer, BaseTunerLayer)
+        ]
+    return found
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,13 @@ Contents = dict[str, dict[torch.dtype, Fingerprint]]
 """The tensors of a model's files by name: their fingerprints after conversion to each data type of the model."""
 
 
+def variants(folder: Path) -> list[str | None]:
+    """The variants of a model's weight files in a folder, such as "fp16"; None stands for files without a variant."""
+    name = re.compile(rf"({'|'.join(_STEMS)})(-\d+-of-\d+)?(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors")
+    files = (name.fullmatch(file.name) for file in folder.glob("*.safetensors"))
+    return sorted({found["variant"] for found in files if found}, key=str)
+
+
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     """Find the safetensors files that diffusers or transformers reads for a model.
 
@@ -82,8 +89,8 @@ def check_loaded(module: nn.Module, files: Sequence[Path], where: str) -> None:
     """Refuse a model with a tensor that came from no file, and files with a tensor that went nowhere.
 
     A tensor came from the file if that has one of the same name, shape and values. Where a library renames tensors as
-    it loads them, shape and values alone decide, and each tensor of the file fills one of the model. Values are
-    compared on at most 64 numbers of each tensor, which costs a small part of the time of loading.
+    it loads them, shape and values decide, and each tensor of a name that the model does not know fills one of the
+    model. Values are compared on at most 64 numbers of each tensor, which costs a small part of the time of loading.
 
     Args:
         module: the model as it was loaded.
@@ -107,10 +114,11 @@ def check_loaded(module: nn.Module, files: Sequence[Path], where: str) -> None:
             f"{len(surplus)} of {len(contents)} tensors of the file are not in the model": surplus,
         }
         library = type(module).__module__.partition(".")[0]
+        version = getattr(sys.modules[library], "__version__", "")
         raise UserError(
             f"{where} was not loaded from {', '.join(file.name for file in files)} as a whole: "
             f"{'; '.join(f'{words} ({first(names)})' for words, names in wrong.items() if names)}. The file is damaged, "
-            f"or {library} {importlib.metadata.version(library)} knows these tensors by other names. Download the "
+            f"or {library} {version} knows these tensors by other names. Download the "
             f"folder again, upgrade {library}, or save the model anew by save_pretrained(FOLDER) with the versions "
             "that it was made with."
         )
@@ -142,7 +150,7 @@ def _match(tensors: Mapping[str, Tensor], contents: Contents) -> tuple[list[str]
     prints = {name: _fingerprint(tensor) for name, tensor in tensors.items()}
     same = {n for n in prints.keys() & contents.keys() if prints[n] == contents[n][tensors[n].dtype]}
     spare: dict[tuple[torch.dtype, Fingerprint], set[str]] = {}
-    for name in contents.keys() - same:
+    for name in contents.keys() - tensors.keys():
         for dtype, fingerprint in contents[name].items():
             spare.setdefault((dtype, fingerprint), set()).add(name)
     used = set(same)

@@ -47,9 +47,7 @@ def prefixed(prefix: str) -> Callable[[State], State]:
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_every_part_without_one_of_its_tensors_is_refused(
-    name: str, tmp_path: Path, pipeline_path: Pipelines
-) -> None:
+def test_every_part_without_one_of_its_tensors_is_refused(name: str, tmp_path: Path, pipeline_path: Pipelines) -> None:
     model = copied(pipeline_path, name, tmp_path)
     load_backbone(str(model))
     for part, file in components(model).items():
@@ -76,7 +74,8 @@ def test_text_encoders_with_names_that_no_library_knows_are_refused(
         if (file := components(model).get(part)) is not None:
             whole = file.read_bytes()
             rewrite(file, prefixed("renamed."))
-            with pytest.raises(UserError, match=rf"the {part} of .* tensors of the file are not in the model \(renamed"):
+            words = rf"the {part} of .* tensors of the file are not in the model \(renamed"
+            with pytest.raises(UserError, match=words):
                 load_backbone(str(model))
             file.write_bytes(whole)
 

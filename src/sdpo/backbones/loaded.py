@@ -1,7 +1,8 @@
-"""Whether the parts of a loaded pipeline hold their own weights, and not the random or missing ones of a failed load."""
+"""Whether the parts of a pipeline hold the weights of its files, and not random or missing ones."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from sdpo.errors import UserError
-from sdpo.system.loaded_weights import check_loaded, first, weight_files
+from sdpo.system.loaded_weights import check_loaded, first, variants, weight_files
 
 
 def check_components_loaded(pipeline: Any, folder: Path, path: str, variant: str | None) -> None:
@@ -45,6 +46,52 @@ def check_has_values(pipeline: Any) -> None:
                 f"{len(empty)} tensors of the pipeline's {name} have no values ({first(empty)}): the files that it was "
                 "loaded from lack them. Download them again, and load the pipeline anew."
             )
+
+
+def origin(pipeline: Any) -> str | None:
+    """The path that a user's pipeline was loaded from; None if it has none, or no longer has the weights of that path.
+
+    The network's weights are compared with those on this machine: they differ after `fuse_lora`, and wherever the user
+    has set them.
+
+    Args:
+        pipeline: a diffusers pipeline.
+    """
+    path = str(getattr(pipeline, "name_or_path", None) or "")
+    if not path:
+        return None
+    folder = Path(path) if os.path.isdir(path) else cached_folder(path)
+    for name, module in _modules(pipeline):
+        if folder is not None and name in ("unet", "transformer"):
+            stored = [files for variant in variants(folder / name) if (files := weight_files(folder / name, variant))]
+            if stored and not any(_holds(module, files) for files in stored):
+                return None
+    return path
+
+
+def cached_folder(path: str, revision: str = "main") -> Path | None:
+    """The folder of a model in the hub's cache; None where the cache does not have it.
+
+    Args:
+        path: the model's name on the hub.
+        revision: branch, tag or commit.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(path, "model_index.json", revision=revision)
+    except HFValidationError:  # not a possible name on the hub
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _holds(module: nn.Module, files: list[Path]) -> bool:
+    try:
+        check_loaded(module, files, "")
+    except UserError:
+        return False
+    return True
 
 
 def _modules(pipeline: Any) -> Iterator[tuple[str, nn.Module]]:

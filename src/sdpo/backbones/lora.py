@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import nn
 
-from sdpo.backbones.lora_files import LORA_FILE, check_partners, check_whole, locate
+from sdpo.backbones.lora_files import check_partners, check_whole, locate
 from sdpo.backbones.model_index import can_only_be_local
 from sdpo.errors import UserError, cause
 

@@ -171,10 +171,10 @@ def _left_out(pipeline: Any, adapter: str) -> list[str]:
     found = []
     for part in pipeline._lora_loadable_modules:
         module = getattr(pipeline, part, None)
-        settings = (getattr(module, "peft_config", None) or {}).get(adapter)
-        targets = getattr(settings, "target_modules", None)
-        if not isinstance(module, nn.Module) or not isinstance(targets, set | list) or settings.exclude_modules:
+        settings: Any = (getattr(module, "peft_config", None) or {}).get(adapter)
+        if not isinstance(module, nn.Module) or settings is None or settings.exclude_modules:
             continue
+        targets = settings.target_modules if isinstance(settings.target_modules, set | list) else ()
         found += [
             f"{part}.{name}"
             for name, layer in module.named_modules()

@@ -113,19 +113,22 @@ def check_loaded(module: nn.Module, files: Sequence[Path], where: str) -> None:
             f"{len(missing)} of {len(tensors)} tensors of the {type(module).__name__} are not in the file": missing,
             f"{len(surplus)} of {len(contents)} tensors of the file are not in the model": surplus,
         }
-        library = type(module).__module__.partition(".")[0]
-        version = getattr(sys.modules[library], "__version__", "")
-        raise UserError(
-            f"{where} was not loaded from {', '.join(file.name for file in files)} as a whole: "
-            f"{'; '.join(f'{words} ({first(names)})' for words, names in wrong.items() if names)}. The file is damaged, "
-            f"or {library} {version} knows these tensors by other names. Download the "
-            f"folder again, upgrade {library}, or save the model anew by save_pretrained(FOLDER) with the versions "
-            "that it was made with."
-        )
+        found = "; ".join(f"{words} ({first(names)})" for words, names in wrong.items() if names)
+        read = ", ".join(file.name for file in files)
+        raise UserError(f"{where} was not loaded from {read} as a whole: {found}. {_advice(module)}")
+
+
+def _advice(module: nn.Module) -> str:
+    library = type(module).__module__.partition(".")[0]
+    version = getattr(sys.modules[library], "__version__", "")
+    return (
+        f"The file is damaged, or {library} {version} knows these tensors by other names. Download the folder again, "
+        f"upgrade {library}, or save the model anew by save_pretrained(FOLDER) with the versions that it was made with."
+    )
 
 
 def first(names: Collection[str]) -> str:
-    """The first few of some names, and how many more there are."""
+    """The first few of some names in alphabetical order, and how many more there are."""
     shown = ", ".join(sorted(names)[:_NAMED])
     return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
 
@@ -156,10 +159,10 @@ def _match(tensors: Mapping[str, Tensor], contents: Contents) -> tuple[list[str]
     used = set(same)
     filled = {_storage(tensors[name]) for name in same}  # tied weights are one tensor under several names
     for name, tensor in tensors.items():
-        fingerprint = prints[name]
-        if fingerprint is None or _storage(tensor) in filled:
+        own = prints[name]
+        if own is None or _storage(tensor) in filled:
             continue
-        if renamed := spare.get((tensor.dtype, fingerprint), set()) - used:
+        if renamed := spare.get((tensor.dtype, own), set()) - used:
             used.add(min(renamed))
             filled.add(_storage(tensor))
     return [n for n in tensors if _storage(tensors[n]) not in filled], [n for n in contents if n not in used]

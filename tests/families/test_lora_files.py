@@ -268,6 +268,9 @@ def test_a_lora_on_a_text_encoder_is_refused_too() -> None:
     pipeline.load_lora_weights(state, adapter_name="words")
     with pytest.raises(UserError, match=r"the LoRA 'words' on its text_encoder\..*components=\['text_encoder'\]"):
         wrap_pipeline(pipeline)
+    pipeline.fuse_lora(components=["text_encoder"])
+    pipeline.unload_lora_weights()
+    wrap_pipeline(pipeline)
 
 
 @pytest.mark.parametrize("name", ["Hyper-SDXL-1step-lora.safetensors", "Hyper-SD15-1step-lora.safetensors"])

@@ -174,12 +174,13 @@ def _left_out(pipeline: Any, adapter: str) -> list[str]:
         settings: Any = (getattr(module, "peft_config", None) or {}).get(adapter)
         if not isinstance(module, nn.Module) or settings is None or settings.exclude_modules:
             continue
+        layers = dict(module.named_modules())
         targets = settings.target_modules if isinstance(settings.target_modules, set | list) else ()
+        ends = tuple(f".{target}" for target in targets if target not in layers)  # not the whole name of a module
         found += [
             f"{part}.{name}"
-            for name, layer in module.named_modules()
-            if any(name == target or name.endswith(f".{target}") for target in targets)
-            and not isinstance(layer, BaseTunerLayer)
+            for name, layer in layers.items()
+            if (name in targets or name.endswith(ends)) and not isinstance(layer, BaseTunerLayer)
         ]
     return found
 

@@ -61,8 +61,9 @@ def origin(pipeline: Any) -> str | None:
     if not path:
         return None
     folder = Path(path) if os.path.isdir(path) else cached_folder(path)
-    for name, module in _modules(pipeline):
-        if folder is not None and name in ("unet", "transformer"):
+    for name in ("unet", "transformer"):
+        module = getattr(pipeline, name, None)
+        if folder is not None and isinstance(module, nn.Module):
             stored = [files for variant in variants(folder / name) if (files := weight_files(folder / name, variant))]
             if stored and not any(_holds(module, files) for files in stored):
                 return None

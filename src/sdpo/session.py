@@ -29,6 +29,7 @@ from sdpo.run.checkpoint import Checkpoint, CheckpointStore
 from sdpo.run.directory import RunDirectory
 from sdpo.run.environment import write_environment
 from sdpo.run.metrics import MetricsFile
+from sdpo.run.ownership import holds_results
 from sdpo.run.result import RunResult, write_result
 from sdpo.run.trackers import Trackers
 from sdpo.system.durable import WRITE_ERRORS, write_whole
@@ -108,13 +109,13 @@ class Session:
         self._resume()
         self._trackers.start()
         if self.epoch == 0:
-            metrics = self._evaluate(0, self.counters)
+            metrics = self.evaluate(0, self.counters)
             self._rules.start(self._evaluations.base_metrics(), [])
             self._notify(self._parts.callbacks.on_evaluate, 0, metrics)
 
     def _resume(self) -> None:
         processes = self._parts.processes
-        if self._is_main and self._store.epochs():
+        if self._is_main and holds_results(self.run):
             check_same_run(self._config, self.run.config)
         found = self._store.newest() if self._is_main else None
         last = processes.broadcast(found.epoch if found is not None else None)
@@ -130,22 +131,24 @@ class Session:
         if self._is_main:
             discard_evaluations_after(self.run, self.epoch)
             self.run.stopped.unlink(missing_ok=True)
-            write_whole(self.run.config, self._config.to_yaml())
+            # The environment tells that the directory is a run's, so it comes first.
             write_environment(self.run, self._parts.backbone.device, processes.count)
+            write_whole(self.run.config, self._config.to_yaml())
             self._metrics.start(self.epoch)
 
     # -- evaluate ------------------------------------------------------------------------------------------
 
-    def evaluate_if_due(self, epoch: int, counters: Counters) -> dict[str, float]:
-        """Evaluate the weights after an epoch if the settings ask for it; returns the metrics, else an empty mapping.
+    def evaluate(self, epoch: int, counters: Counters, full: bool = False) -> dict[str, float]:
+        """Evaluate the weights after an epoch, and write the evaluation's files.
 
         Args:
-            epoch: the epoch, from 1.
+            epoch: the epoch; 0 is the base model.
             counters: the costs of the run up to and including the epoch.
-        """
-        return self._evaluate(epoch, counters) if self._parts.evaluator.is_due(epoch) else {}
+            full: draw as many images as at the ends of a run, and the unseen prompts too.
 
-    def _evaluate(self, epoch: int, counters: Counters, full: bool = False) -> dict[str, float]:
+        Returns:
+            The metrics of the evaluation.
+        """
         parts = self._parts
         drawing = parts.drawing(self.micro_batches.sample * parts.algorithm.branches)
         with parts.precision():
@@ -271,7 +274,7 @@ class Session:
         if best is not None:
             checkpoint = self._store.load(best)
             self._parts.optimization.take(checkpoint.weights, checkpoint.ema)
-            metrics = self._evaluate(best, Counters(**checkpoint.state["counters"]), full=True)
+            metrics = self.evaluate(best, Counters(**checkpoint.state["counters"]), full=True)
             self._notify(self._parts.callbacks.on_evaluate, best, metrics)
             chosen = f"of epoch {best}, the best checkpoint at which no rule held"
         else:

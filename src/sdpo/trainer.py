@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,21 @@ from torch import Tensor
 
 from sdpo.assembly import Parts, build
 from sdpo.assembly.checks import check_names
-from sdpo.assembly.given import Given
 from sdpo.assembly.processes import join_processes
+from sdpo.assembly.user_objects import Given, GivenPrompts
 from sdpo.config import Config
 from sdpo.loop.clock import Clock
-from sdpo.loop.collect import normalize, sample_and_score
+from sdpo.loop.collect import sample_and_score
 from sdpo.loop.counters import Counters
 from sdpo.loop.epoch_row import epoch_row
+from sdpo.loop.normalization import normalize
 from sdpo.loop.policy_update import Metrics
 from sdpo.loop.scoring import Scores
 from sdpo.method.types import Trajectories
 from sdpo.rewards.base import Reward
-from sdpo.run import directory
+from sdpo.run.directory import DEFAULT, RunDirectory, create
 from sdpo.run.environment import check_format
+from sdpo.run.ownership import check_directory
 from sdpo.run.progress import ProgressBar
 from sdpo.session import Session
 from sdpo.system.lock import RunLock
@@ -37,7 +39,8 @@ class Trainer:
         config: the configuration; None loads the preset `emoji`.
         pipeline: the user's own diffusers pipeline, instead of `config.model`.
         reward: the user's own callable `(images, prompts, metadata) → scores`, instead of `config.rewards`.
-        prompts: the user's own prompts, instead of `config.prompts`; unseen prompts are left out then.
+        prompts: prompts instead of `config.prompts`: a list of them, a named set or a file (unseen prompts are
+            left out then), or a mapping of `train` and `unseen` to any of these.
         clock: counts the seconds of the phases of an epoch; None counts them without waiting for the device.
 
     Attributes:
@@ -56,14 +59,16 @@ class Trainer:
         *,
         pipeline: Any = None,
         reward: Reward | Callable[..., Any] | None = None,
-        prompts: Sequence[str] | None = None,
+        prompts: GivenPrompts | None = None,
         clock: Clock | None = None,
     ) -> None:
         given = Given(pipeline, reward, prompts)
         self.config = given.describe(config or Config.load())
-        check_names(self.config, given.rewards)
+        check_names(self.config, given.rewards(self.config))
         processes, sharding = join_processes(self.config)
-        run = directory.create(self.config.output_dir or "runs/latest", processes.is_main)
+        run = RunDirectory(Path(self.config.output_dir or DEFAULT))
+        check_directory(run, self.config)
+        create(run.path, processes.is_main)
         lock = RunLock(run.lock) if processes.is_main else contextlib.nullcontext()
         with lock:  # another process that trains here is reported before the models are loaded
             check_format(run)
@@ -110,7 +115,8 @@ class Trainer:
             )
             counters = session.counters.plus(spent, parts.processes)
             row = epoch_row(epoch, counters, metrics, scores, parts.optimization.learning_rate, parts.processes)
-            row |= session.evaluate_if_due(epoch, counters)
+            if parts.evaluator.is_due(epoch):
+                row |= session.evaluate(epoch, counters)
         session.save(epoch, row, counters)
         return row
 

@@ -13,64 +13,22 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from helpers.command_line import Run, failed, succeeded
-from helpers.family_runs import GUIDANCE
-from helpers.flow_pipelines import SIDE
+from helpers.exported_runs import AVERAGED, UNET, TrainRun, drawn, sampled, snippet
 from helpers.pipelines import PIPELINES
 from helpers.run_files import LORA, lora_weights, rows
-from helpers.trained_runs import TrainedRuns
+from helpers.webuis import a1111, forge, header, settings
 from huggingface_hub import HfApi, ModelCard
-from PIL import Image
 from safetensors.torch import load_file
 
 from sdpo.commands.export.folder import new_folder
 
-UNET = "StableDiffusionPipeline"
-AVERAGED = ("train.ema_decay=0.9", "epochs=2", "evaluate.every=1")
-TrainRun = Callable[..., Path]
-
-
-@pytest.fixture
-def train(trained_runs: TrainedRuns, tmp_path: Path) -> TrainRun:
-    """A function that puts a finished run of one epoch into the directory `run`."""
-
-    def train(path: Path | str, name: str, *extra: str) -> Path:
-        return trained_runs.copy(
-            tmp_path / "run",
-            "emoji",
-            f"model={{path: {path}, height: {SIDE}, width: {SIDE}}}",
-            "epochs=1",
-            "prompts={train: [cat, dog], unseen: null}",
-            "rewards={colorfulness: 1.0}",
-            f"sample={{num_steps: 2, prompts_per_epoch: 4, guidance_scale: {GUIDANCE.get(name, 1.0)}}}",
-            "train={batch_size: 1, learning_rate: 3.0e-2}",
-            "evaluate={every: 0, steps: [2], images_per_prompt: 1, judge: null}",
-            "lora={rank: 2, alpha: 4}",
-            "algorithm={name: sdpo}",
-            *extra,
-        )
-
-    return train
-
-
-def snippet(folder: Path) -> str:
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"```python\n(.*?)```", card, re.DOTALL)
-    assert found, card
-    return found[1]
-
-
-def drawn(folder: Path) -> np.ndarray:
-    """Run the card's snippet unchanged, and read the image that it draws."""
-    exec(compile(snippet(folder), str(folder), "exec"), {})
-    return np.asarray(Image.open("image.png"), int)
-
-
-def sampled(sdpo: Run) -> np.ndarray:
-    """Draw an image with the base and the tuned model, which differ; returns the tuned model's."""
-    succeeded(sdpo("sample", "run", "cat", "--steps", "2", "--seed", "0", "--compare", "-o", "both.png"))
-    base, tuned = np.split(np.asarray(Image.open("both.png"), int), 2, axis=1)
-    assert np.abs(base - tuned).max() > 2
-    return tuned
+LISTS = {
+    "StableDiffusionPipeline": ("SD1", "SD1"),
+    "LatentConsistencyModelPipeline": ("SD1", "SD1"),
+    "StableDiffusionXLPipeline": ("SDXL", "SDXL"),
+    "FluxPipeline": ("SD1", "Flux"),
+}
+"""The lists in which AUTOMATIC1111, which does not know FLUX.1, and Forge show a LoRA; elsewhere it is `Unknown`."""
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -87,6 +45,11 @@ def test_every_format_of_a_lora_run_loads_elsewhere(
             continue
         succeeded(result)
         assert np.abs(drawn(tmp_path / "run" / "export" / to) - expected).max() <= 2, to
+    in_a1111, in_forge = LISTS.get(name, ("Unknown", "Unknown"))
+    for file in (tmp_path / "run" / "export").glob("[cd]*/*.safetensors"):
+        user = {} if file.name == LORA else settings(file)
+        assert forge(header(file), user) == in_forge and header(file)["ss_network_dim"] == "2"
+        assert not user or a1111(header(file), user) == in_a1111
     merged = DiffusionPipeline.from_pretrained(tmp_path / "run" / "export" / "merged")
     assert not any("lora" in key for key in getattr(merged, "unet", getattr(merged, "transformer", None)).state_dict())
 
@@ -100,7 +63,7 @@ def test_a_lora_on_every_layer_of_a_unet_has_the_names_of_comfyui(
     train(tiny_pipeline, UNET, f"lora.targets={targets}", "model.scheduler={beta_end: 0.013}")
     expected = sampled(sdpo)
     succeeded(sdpo("export", "run", "--to", "comfyui", "-o", "comfy"))
-    found = load_file(tmp_path / "comfy" / "comfy.safetensors")
+    found = load_file(tmp_path / "comfy" / "run-colorfulness-e1.safetensors")
     lora = lora_weights(tmp_path / "run")
     modules = {key.removeprefix("unet.").rsplit(".lora_", 1)[0] for key in lora}
     kinds = ("alpha", "lora_down.weight", "lora_up.weight")
@@ -273,7 +236,7 @@ def test_push_to_hub(
 
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     assert "https://huggingface.co/me/tuned" in succeeded(sdpo(*command)).stdout
-    assert calls == [("create", "me/tuned"), ("upload", {"README.md", "curves.png", "samples.png", LORA})]
+    assert calls == [("create", "me/tuned"), ("upload", {"README.md", "curves.png", "samples.png", "images", LORA})]
     assert "pipeline.load_lora_weights('me/tuned'" in snippet(tmp_path / "run" / "export" / "diffusers")
 
     def no_network(*_: Any, **__: Any) -> None:

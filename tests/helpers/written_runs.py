@@ -1,4 +1,4 @@
-"""Run directories with scores that are written by hand, for tests of `sdpo compare`."""
+"""Run directories as `sdpo train` leaves them, with scores that are written by hand."""
 
 from __future__ import annotations
 
@@ -12,6 +12,47 @@ import yaml
 from PIL import Image
 
 PROMPTS = ["a cat", "<script>alert(1)</script>", "a dog & a fox", "a bear"]
+
+
+# -- the files of a run ------------------------------------------------------------------------------------------------
+
+
+def write_rows(run: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the rows of a run's metrics."""
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_evaluation(run: Path, record: Mapping[str, Any], strips: Mapping[int, np.ndarray]) -> None:
+    """Write an evaluation.
+
+    Args:
+        run: the run's directory.
+        record: its JSON.
+        strips: by number of steps, its images beside each other, uint8 [H, W, 3].
+    """
+    folder = run / "evaluation" / f"epoch_{record['epoch']:04d}"
+    folder.parent.mkdir(exist_ok=True)
+    folder.with_suffix(".json").write_text(json.dumps(record))
+    for steps, pixels in strips.items():
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"steps_{steps}.png")
+
+
+def change_evaluation(run: Path, evaluated: int, **values: Any) -> None:
+    """Set values in the JSON of the evaluation after an epoch; None removes the key."""
+    file = run / "evaluation" / f"epoch_{evaluated:04d}.json"
+    record = json.loads(file.read_text()) | values
+    file.write_text(json.dumps({key: value for key, value in record.items() if value is not None}))
+
+
+def use_prompt_everywhere(run: Path, prompt: str) -> None:
+    """Replace the prompts of all evaluations by one."""
+    for file in (run / "evaluation").glob("*.json"):
+        record = json.loads(file.read_text())
+        file.write_text(json.dumps(record | {"prompts": [prompt] * len(record["prompts"])}))
+
+
+# -- a run of given scores ---------------------------------------------------------------------------------------------
 
 
 def write_run(
@@ -57,7 +98,6 @@ def write_run(
     }
     (path / "config.yaml").write_text(yaml.safe_dump(settings))
     rows = []
-    (path / "evaluation").mkdir()
     for epoch in range(last + 1):
         ends = epoch in (0, last)
         count = 4 if ends else 2
@@ -83,14 +123,12 @@ def write_run(
         if ends and unseen is not None:
             scores = {str(steps): [unseen if epoch else 0.0] for steps in curves}
             record["unseen"] = {"prompts": ["a moon"], "seeds": [0], "scores": {reward: scores}}
-        (path / "evaluation" / f"epoch_{epoch:04d}.json").write_text(json.dumps(record))
+        strips = {
+            steps: np.random.default_rng(steps + epoch).integers(0, 255, (16, 16 * count, 3), dtype=np.uint8)
+            for steps in (curves if tiles and ends else ())
+        }
+        write_evaluation(path, record, strips)
         if epoch:
             rows.append({"epoch": epoch, **costs})
-        if tiles and ends:
-            folder = path / "evaluation" / f"epoch_{epoch:04d}"
-            folder.mkdir()
-            for steps in curves:
-                pixels = np.random.default_rng(steps + epoch).integers(0, 255, (16, 16 * count, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"steps_{steps}.png")
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path, rows)
     return path

@@ -17,6 +17,7 @@ from helpers import bad_rewards, small_run
 from helpers.command_line import succeeded
 from helpers.launched_processes import ended, launch
 from helpers.run_files import epochs, lora_weights, rows_without_time
+from PIL import Image
 
 from sdpo import Trainer
 from sdpo.cli.main import main
@@ -170,6 +171,49 @@ def test_a_process_that_fails_ends_the_run(tiny_pipeline: Path, tmp_path: Path, 
         assert len(errors[0]) == 1 and "another process of this run has ended" in errors[0][0]
     saved = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
     assert len(saved) == 1 and int(saved[0]) == len(epochs(tmp_path / "run")) >= 1, "the last epoch is not lost"
+
+
+def command(folder: Path, words: list[str]) -> int:
+    """Run a command, and record the files below a folder that another process than the first writes."""
+    written: list[str] = []
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if (writes or event in ("os.mkdir", "os.rename", "os.remove")) and str(folder) in str(arguments[0]):
+            written.append(f"{event} {arguments[0]}")
+
+    if os.environ["RANK"] != "0":
+        sys.addaudithook(watch)
+    code = main(words)
+    print("".join(written), end="", flush=True)
+    return code
+
+
+def test_every_command_prints_and_writes_once(tiny_pipeline: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("# animals\ncat\ndog\nfox\n" + "cat " * 100)
+    run, output = tmp_path / "run", tmp_path / "output"
+    values = {**SETTINGS, "prompts": {"train": str(tmp_path / "prompts.txt")}, "epochs": 1}
+    assert main(small_run.arguments(tiny_pipeline, run, **values)) == 0
+    output.mkdir()
+    (run / "checkpoints" / "7").mkdir()  # as if the run had trained further than its result
+    Image.new("LA", (8, 8)).save(output / "clear.png")
+    evaluate = ["evaluate", str(run), "--steps", "1", "--images-per-prompt", "1"]
+    commands: list[tuple[list[str], str, int]] = [
+        (evaluate, "written to", 3),
+        ([*evaluate, "--output", str(output / "e.json")], "written to", 3),
+        (["sample", str(run), "cat " * 100, "-o", str(output / "x.png")], "written to", 2),
+        (["score", "--reward", "colorfulness", str(output), "-o", str(tmp_path / "s.json")], "mean of 2 images", 1),
+        (["report", str(run)], "written to", 0),
+        (["compare", f"a={run}", f"b={run}", "--output-dir", str(tmp_path / "all")], "written to", 0),
+        (["export", str(run), "--to", "diffusers"], "written to", 0),
+        (["train", str(run / "config.yaml"), "--dry-run"], "seed: 42", 1),
+    ]
+    for number, (words, said, warnings) in enumerate(commands):
+        logs = tmp_path / f"logs{number}"
+        codes, (first, second) = ended(launch(2, command, tmp_path, words, logs=logs), logs)
+        ours = [line for line in second.splitlines() if "Gloo" not in line and "Loading" not in line and line.strip()]
+        assert codes == [0, 0] and not [line for line in ours if logs.name not in line], (words, first, second)
+        assert first.count(said) == 1 and first.count("sdpo: warning") == warnings, (words, first)
 
 
 def test_uneven_batches_are_refused_before_anything_starts(tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -6,19 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.plane_model import Plane, optimize
+from helpers.plane_model import Plane, optimize, sample_parts
 from helpers.updates import run_update, update_settings
 from torch import Tensor
 
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.loop.policy_update import PolicyUpdate
 from sdpo.loop.reward_mix import RewardMix
-from sdpo.loop.rollout import final_images, rollout
+from sdpo.loop.rollout import final_images
 from sdpo.loop.scoring import Scorer
 from sdpo.method.advantages import GroupNormalizer, Normalizer, PairNormalizer, StepwiseNormalizer
 from sdpo.method.algorithms import ALGORITHMS
 from sdpo.method.reward_plans import AllSteps, FinalStep
-from sdpo.prompts import Prompt
 
 
 def closeness(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
@@ -41,16 +40,12 @@ def learn(normalizer: Normalizer, name: str = "sdpo", **setting: Any) -> tuple[d
     scale = {"rebel": {}, "d3po": {"beta": 0.01}}.get(name, {"clip_range": 0.2})
     setting = {**scale, **setting}
     algorithm = ALGORITHMS[name](**setting)
-    denoiser, embeddings = policy.backbone.denoiser(4, 1.0), PromptEmbeddings(policy.backbone)
     mix = RewardMix({"closeness": closeness}, {"closeness": 1.0})
     settings = update_settings(batch_size=32, whole_trajectories=algorithm.takes_trajectories)
     update = PolicyUpdate(policy, algorithm, settings, optimize(policy, torch.optim.AdamW, lr=0.05))
     before = rewards_by_steps(policy)
     for epoch in range(1, 16):
-        (trajectories,) = rollout(
-            policy, denoiser, embeddings, [Prompt("x")] * 64, range(64),
-            seed=0, epoch=epoch, branches=algorithm.branches, micro_batch=64,
-        )  # fmt: skip
+        (trajectories,) = sample_parts(policy, 4, ["x"] * 64, micro_batch=64, epoch=epoch, branches=algorithm.branches)
         scorer = Scorer(policy.backbone, mix, algorithm.reward_plan)
         scorer.add(trajectories)
         advantages = normalizer.update(trajectories.prompts, algorithm.returns(scorer.finish().dense))

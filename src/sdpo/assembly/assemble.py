@@ -11,7 +11,6 @@ import torch
 
 from sdpo.assembly.callbacks import Callback, Callbacks
 from sdpo.assembly.checks import check_density
-from sdpo.assembly.given import Given
 from sdpo.assembly.micro_batches import choose_micro_batches, decode_batch
 from sdpo.assembly.model import (
     compile_network,
@@ -20,10 +19,12 @@ from sdpo.assembly.model import (
     load_model,
     make_trainable,
     matrix_precision,
+    warn_of_truncated,
 )
 from sdpo.assembly.parts import ModelParts, Parts
 from sdpo.assembly.rewards import load_rewards
 from sdpo.assembly.update import first_step_is_shared, make_update
+from sdpo.assembly.user_objects import Given
 from sdpo.backbones import Backbone, PipelineBackbone
 from sdpo.config import Config
 from sdpo.config.named import build_named
@@ -91,8 +92,10 @@ def build(
     backbone = _trainable_backbone(config, processes, given, sharding)
     denoiser = _training_schedule(config, backbone)
     names = dict.fromkeys([*config.rewards, *config.evaluate.observers]) if with_rewards else {}
-    rewards = load_rewards(config, names, processes.device, given.rewards)
-    model = build_model(config, processes, [p.text for p in [*train, *unseen]], backbone)
+    rewards = load_rewards(config, names, processes.device, given.rewards(config))
+    texts = [p.text for p in [*train, *unseen]]
+    warn_of_truncated(backbone, texts)
+    model = build_model(config, processes, texts, backbone)
     precision = partial(matrix_precision, config.model.tf32)
     with precision():
         compile_network(config, backbone, model.policy, denoiser, model.embeddings)

@@ -9,7 +9,7 @@ import torch
 
 from sdpo.config import Config
 from sdpo.distributed.processes import Processes
-from sdpo.loop.micro_batch import common, default_samples, even, sampling_call, search, update_call
+from sdpo.loop.micro_batch_search import common, default_samples, even, sampling_call, search, update_call
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.method.denoisers import Denoiser
 from sdpo.system.log import logger

@@ -13,16 +13,15 @@ from sdpo.config import Config
 from sdpo.config.sections import ModelConfig
 from sdpo.distributed.launch import loading_everywhere
 from sdpo.errors import UserError, cause
-from sdpo.loop.micro_batch import sampling_call, update_call
+from sdpo.loop.micro_batch_search import sampling_call, update_call
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.method.denoisers import Denoiser
 from sdpo.run.directory import RunDirectory
-from sdpo.system.log import logger
+from sdpo.system.dotted_path import IN_PYTHON
+from sdpo.system.log import is_main_process, logger
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-IN_PYTHON = "(in Python)"
-"""The `model.path` of a run whose pipeline does not say where it came from, or has other weights than lie there."""
+_EXAMPLE = 60  # characters of a prompt in a message
 
 
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
@@ -125,6 +124,18 @@ def encode_prompts(config: Config, backbone: PipelineBackbone, prompts: Iterable
     if config.model.text_encoders != "keep":
         backbone.release_text_encoders(config.model.text_encoders)
     return embeddings
+
+
+def warn_of_truncated(backbone: PipelineBackbone, prompts: Iterable[str]) -> None:
+    """Say on the main process how many prompts the text encoders cut, with an example."""
+    texts = list(dict.fromkeys(prompts))
+    if not is_main_process() or not (cut := backbone.truncated(texts)):
+        return
+    logger.warning(
+        "%d of %d prompts: longer than the model's text encoder reads (%d tokens, with those that the pipeline adds); "
+        "what comes later has no effect on the images. The first is %r.",
+        *(len(cut), len(texts), max(backbone.token_limits().values()), f"{cut[0][:_EXAMPLE]}…"),
+    )
 
 
 def compile_network(

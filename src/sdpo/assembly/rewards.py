@@ -32,7 +32,8 @@ def load_rewards(
     place = check_device(scoring.device, "scoring.device") or device
     start = "cpu" if scoring.offload else str(place)
     placed: dict[str, PlacedReward] = {}
+    own = own or {}
     for name in names:
-        reward = (own or {}).get(name) or load_reward(name, start, config.reward_options.get(name))
+        reward = own[name] if name in own else load_reward(name, start, config.reward_options.get(name))
         placed[name] = PlacedReward(name, reward, scoring.batch_size, place, scoring.offload, scoring.timeout)
     return placed

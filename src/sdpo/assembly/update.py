@@ -18,7 +18,7 @@ from sdpo.errors import UserError
 from sdpo.loop.optimizer import alone, warmup_decay
 from sdpo.loop.policy import Policy
 from sdpo.loop.policy_update import PolicyUpdate, UpdateSettings
-from sdpo.loop.shared_step import shares_first_step
+from sdpo.loop.shared_first_step import shares_first_step
 from sdpo.loop.visits import Visits
 
 

@@ -131,6 +131,27 @@ class PipelineBackbone(SavableBackbone):
             )
         return next(modules[0].parameters()).device
 
+    def token_limits(self) -> dict[str, int]:
+        """The number of tokens of a text that each of the pipeline's tokenizers keeps, by the tokenizer's name."""
+        return {"tokenizer": int(self.pipeline.tokenizer.model_max_length)}
+
+    def tokenized_text(self, prompt: str) -> str:
+        """The text that is tokenized for a prompt; some pipelines put instructions around it."""
+        return prompt
+
+    def truncated(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts that every text encoder of the model cuts, so that nothing reads their ends.
+
+        Args:
+            prompts: N prompts.
+        """
+        texts = [self.tokenized_text(prompt) for prompt in prompts]
+        cut = [True] * len(texts)
+        for name, limit in self.token_limits().items():
+            tokens = getattr(self.pipeline, name)(texts, verbose=False).input_ids if texts else []
+            cut = [before and len(row) > limit for before, row in zip(cut, tokens, strict=True)]
+        return [prompt for prompt, is_cut in zip(prompts, cut, strict=True) if is_cut]
+
     def release_text_encoders(self, how: Literal["cpu", "free"]) -> None:
         """Free the device's memory once all prompts are encoded.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdpo.backbones import lora, merging
 from sdpo.backbones.lora_files import locate
+from sdpo.backbones.model_family import ModelFamily, model_family
 from sdpo.backbones.training import TrainableBackbone
 
 
@@ -20,6 +21,11 @@ class SavableBackbone(TrainableBackbone):
     """A backbone that writes its weights in the formats of other programs."""
 
     _lora_path: Path | None = None  # of a LoRA that was loaded for sampling, in the network's data type
+
+    @property
+    def family(self) -> ModelFamily:
+        """The names by which other programs know the base model."""
+        return model_family(self.pipeline)
 
     def load_lora(self, path: Path) -> None:
         """Load a trained LoRA for sampling, by diffusers' own loader.

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from sdpo.cli.output import console, say, show, write
 from sdpo.errors import UserError
+from sdpo.system.log import is_main_process
+from sdpo.system.replaceable import check_replaceable, holds_json, holds_text
 
 if TYPE_CHECKING:
     from sdpo.config import Config
@@ -41,8 +43,11 @@ def _describe(config: Config) -> None:
     from sdpo.estimate.cost import describe_batches, describe_cost
     from sdpo.estimate.memory_peaks import describe_memory
     from sdpo.estimate.preflight import check_references
+    from sdpo.run.directory import RunDirectory
+    from sdpo.run.ownership import check_directory
 
     check_references(config)
+    check_directory(RunDirectory(Path(str(config.output_dir))), config)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     lines = (describe_batches(config, processes), describe_cost(config), describe_memory(config, processes))
     say(config.to_yaml(), end="")
@@ -71,12 +76,14 @@ def evaluate(arguments: Namespace) -> None:
         raise UserError("--steps and --images-per-prompt must be at least 1")
     _prepare_libraries()
     from sdpo.cli.tables import evaluation_table
-    from sdpo.commands.evaluate import evaluate_target
+    from sdpo.commands.evaluate import WRITTEN, default_output, evaluate_target
 
-    result, default = evaluate_target(
+    path = Path(arguments.output) if arguments.output else default_output(arguments.target)
+    if path is not None:
+        check_replaceable(path, "--output", holds_json(WRITTEN))
+    result, _ = evaluate_target(
         arguments.target, steps, arguments.prompts, arguments.reward, arguments.images_per_prompt, arguments.device
     )
-    path = Path(arguments.output) if arguments.output else default
     replaced = path is not None and path.exists()
     if path is not None:
         write(path, json.dumps(result, indent=1) + "\n")
@@ -90,16 +97,16 @@ def sample(arguments: Namespace) -> None:
     if arguments.steps < 1 or not 0 <= arguments.seed < 2**63:
         raise UserError("--steps must be at least 1, --seed in 0 … 2⁶³ − 1")
     _prepare_libraries()
-    from sdpo.commands.sample import sample_target
+    from sdpo.commands.sample import is_sample, sample_target, save_sample
 
+    path = Path(arguments.output)
+    check_replaceable(path, "--output", is_sample)
     image = sample_target(
         arguments.target, arguments.prompt, arguments.steps, arguments.seed, arguments.compare, arguments.device
     )
-    try:
-        image.save(arguments.output)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--output {arguments.output} cannot be written: {error}") from error
-    say(f"written to {arguments.output}")
+    if is_main_process():
+        save_sample(image, path)
+    say(f"written to {path}")
 
 
 def score(arguments: Namespace) -> None:
@@ -111,9 +118,11 @@ def score(arguments: Namespace) -> None:
     options = dict(parse_assignment(text, "--option", "path=/models/pickscore") for text in arguments.option)
     _prepare_libraries()
     from sdpo.cli.tables import score_table
-    from sdpo.commands.score import collect, score_files
+    from sdpo.commands.score import WRITTEN, collect, score_files
     from sdpo.distributed.processes import Processes
 
+    if arguments.output:
+        check_replaceable(Path(arguments.output), "--output", holds_json(WRITTEN))
     items = collect(arguments.images, arguments.prompt)
     device = str(Processes(arguments.device).device)
     rows = score_files(items, arguments.reward, options, arguments.batch_size, device)
@@ -132,7 +141,8 @@ def report(arguments: Namespace) -> None:
     """Write the HTML page of a run."""
     from sdpo.report import write_report
 
-    say(f"written to {write_report(arguments.target)}")
+    if is_main_process():
+        say(f"written to {write_report(arguments.target)}")
 
 
 def compare(arguments: Namespace) -> None:
@@ -145,14 +155,26 @@ def compare(arguments: Namespace) -> None:
 
 def export(arguments: Namespace) -> None:
     """Write the weights of a run for other programs."""
+    if not is_main_process():
+        return
     _prepare_libraries()
     from sdpo.commands.export import export as write_export
+    from sdpo.report.formatting import percent
 
-    folder = write_export(
-        arguments.target, arguments.to, arguments.weights, arguments.epoch, arguments.output, arguments.push_to_hub
+    written = write_export(
+        arguments.target,
+        arguments.to,
+        arguments.weights,
+        arguments.epoch,
+        arguments.output,
+        arguments.push_to_hub,
+        arguments.dtype,
     )
+    if written.rounding is not None:
+        distance = percent(written.rounding)
+        say(f"rounding to {written.dtype}: the merged change differs from the LoRA's by {distance} (relative L2)")
     sent = f" and uploaded to https://huggingface.co/{arguments.push_to_hub}" if arguments.push_to_hub else ""
-    say(f"written to {folder}{sent}; README.md explains how to load it")
+    say(f"written to {written.folder}{sent}; README.md explains how to load it")
 
 
 def bench(arguments: Namespace) -> None:
@@ -162,8 +184,13 @@ def bench(arguments: Namespace) -> None:
     config, _ = _load_config(arguments.words)
     _prepare_libraries()
     from sdpo.cli.tables import bench_tables
+    from sdpo.commands.bench import WRITTEN
     from sdpo.commands.bench import bench as measure
 
+    if arguments.output:
+        check_replaceable(arguments.output, "--output", holds_json(WRITTEN))
+    if arguments.profile:
+        check_replaceable(arguments.profile, "--profile", holds_text('"traceEvents"'))
     measured = measure(config, arguments.repetitions, arguments.profile)
     if arguments.output:
         write(arguments.output, json.dumps(dataclasses.asdict(measured), indent=1) + "\n")

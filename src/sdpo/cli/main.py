@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from sdpo.cli.parser import parse
 from sdpo.errors import UserError
 from sdpo.system.interrupt import Terminated
-from sdpo.system.log import configure, logger
+from sdpo.system.log import configure, is_main_process, logger
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _report(error)
         return 2
     except (KeyboardInterrupt, Terminated) as stop:
-        if os.environ.get("RANK", "0") == "0" and _is_first_to_fail():  # all processes are interrupted together
+        if is_main_process() and _is_first_to_fail():  # all processes are interrupted together
             advice = stop.args[0] if stop.args and isinstance(stop.args[0], str) else "rerun the command"
             logger.info("interrupted: %s", advice)
         return 143 if isinstance(stop, Terminated) else 130

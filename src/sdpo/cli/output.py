@@ -1,4 +1,4 @@
-"""Text and tables on standard output."""
+"""Text and tables on standard output, and files that options name; only the main process of a launch writes any."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdpo.errors import UserError
+from sdpo.system.log import is_main_process
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 def say(text: str, end: str = "\n") -> None:
     """Print text; ends the process with code 1 if the reader, such as `head`, has closed the pipe."""
+    if not is_main_process():
+        return
     try:
         print(text, end=end, flush=True)
     except BrokenPipeError:
@@ -26,7 +29,7 @@ def console() -> Console:
     """Create a console that prints text as it is: prompts may hold [brackets] and :colons:."""
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=not is_main_process())
 
 
 def show(table: RenderableType) -> None:
@@ -40,6 +43,8 @@ def write(path: Path, text: str) -> None:
     Raises:
         UserError: if the file cannot be written.
     """
+    if not is_main_process():
+        return
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -64,7 +64,8 @@ def _evaluate(commands: Commands) -> None:
     _add_target(evaluate)
     evaluate.add_argument("--steps", default="1,2,4,8", help="numbers of steps (default: 1,2,4,8)")
     evaluate.add_argument(
-        "--prompts", help="named set of prompts, or .txt or .jsonl file (default: the run's training prompts)"
+        "--prompts",
+        help="named set of prompts, or .txt, .jsonl, .json or .csv file (default: the run's training prompts)",
     )
     evaluate.add_argument("--reward", action="append", help="a reward; may be repeated (default: the run's rewards)")
     evaluate.add_argument("--images-per-prompt", type=int, default=4, help="images of each prompt (default: 4)")
@@ -146,6 +147,9 @@ def _export(commands: Commands) -> None:
         help="ema: the moving average; raw: the trained weights (default: ema if the run has it)",
     )
     export.add_argument("--epoch", type=int, help="epoch of a checkpoint (default: the run's result)")
+    export.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="data type of a merged model (default: the run's)"
+    )
     export.add_argument("-o", "--output", type=Path, metavar="PATH", help="new folder (default: DIR/export/<to>)")
     export.add_argument("--push-to-hub", metavar="USER/NAME", help="also upload the folder to the Hugging Face hub")
     export.set_defaults(run=handlers.export)

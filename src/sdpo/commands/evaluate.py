@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.assembly import build_model
-from sdpo.assembly.model import load_model, load_tuned, matrix_precision
+from sdpo.assembly.model import load_model, load_tuned, matrix_precision, warn_of_truncated
 from sdpo.assembly.rewards import load_rewards
 from sdpo.backbones import PipelineBackbone
 from sdpo.commands.target import open_target
@@ -18,12 +18,22 @@ from sdpo.distributed.processes import Processes
 from sdpo.errors import UserError
 from sdpo.evaluation.evaluate import evaluate
 from sdpo.evaluation.record import ImageScores
-from sdpo.loop.micro_batch import default_samples
+from sdpo.loop.micro_batch_search import default_samples
 from sdpo.prompts import Prompt, load_prompts
 from sdpo.report.stats import paired_gain
 from sdpo.rewards.base import PlacedReward
 from sdpo.rewards.registry import REWARDS
+from sdpo.run.directory import RunDirectory
 from sdpo.system.dotted_path import is_dotted
+
+WRITTEN = ("prompts", "seeds", "base", "summary")
+"""Keys of every result, by which its file is recognised."""
+
+
+def default_output(target: str) -> Path | None:
+    """The file for the result where the user names none; None for a model, whose result is only printed."""
+    run = RunDirectory(Path(target))
+    return run.evaluate_output if run.is_run else None
 
 
 def evaluate_target(
@@ -62,7 +72,10 @@ def evaluate_target(
         images_per_prompt=images_per_prompt,
         processes=processes,
     )
-    base = scoring.scores(load_model(config, processes.device))
+    backbone = load_model(config, processes.device)
+    warn_of_truncated(backbone, [p.text for p in scoring.prompts])
+    base = scoring.scores(backbone)
+    del backbone  # its memory is for the tuned model
     result: dict[str, Any] = {"prompts": base.prompts, "seeds": base.seeds, "base": base.as_json()["scores"]}
     if found.run is None:
         result["summary"] = {n: {str(s): {"base": base.mean(n, s)} for s in steps} for n in names}

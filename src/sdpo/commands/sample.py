@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
-from PIL import Image
+from pathlib import Path
 
-from sdpo.assembly.model import load_model, load_tuned, matrix_precision
+from PIL import ExifTags, Image
+
+from sdpo.assembly.model import load_model, load_tuned, matrix_precision, warn_of_truncated
 from sdpo.commands.target import open_target
 from sdpo.distributed.processes import Processes
 from sdpo.errors import UserError
+
+_SOFTWARE = "sdpo"  # the EXIF entry by which `is_sample` recognises an image
+
+
+def is_sample(path: Path) -> bool:
+    """Whether an image file was written by `save_sample`, so that another sample may replace it."""
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(ExifTags.Base.Software) == _SOFTWARE
+    except Exception:  # Pillow's readers raise errors of many classes for what is no image
+        return False
+
+
+def save_sample(image: Image.Image, path: Path) -> None:
+    """Write an image in the format of the path's ending.
+
+    Raises:
+        UserError: if Pillow knows no such format, or the file cannot be written.
+    """
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = _SOFTWARE
+    try:
+        image.save(path, exif=exif)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--output {path} cannot be written: {error}") from error
 
 
 def sample_target(target: str, prompt: str, steps: int, seed: int, compare: bool, device: str = "auto") -> Image.Image:
@@ -33,6 +60,7 @@ def sample_target(target: str, prompt: str, steps: int, seed: int, compare: bool
         models.append(load_model(config, place))
     if found.run is not None:
         models.append(load_tuned(config, found.run, place))
+    warn_of_truncated(models[0], [prompt])
     images: list[Image.Image] = []
     with matrix_precision(config.model.tf32):
         for backbone in models:

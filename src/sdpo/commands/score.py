@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
+from sdpo.commands.image_files import image_size, read_image
 from sdpo.errors import UserError
 from sdpo.rewards.base import PlacedReward
 from sdpo.rewards.descriptions import DESCRIPTIONS
 from sdpo.rewards.registry import load_reward, option_names
+from sdpo.system.log import is_main_process, logger
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 """The endings of the image files that are searched for in a folder."""
+
+WRITTEN = ("image", "prompt")
+"""Keys of every row of scores, by which their file is recognised."""
 
 
 @dataclass(frozen=True)
@@ -108,20 +110,27 @@ def score_files(
     chosen = _options_of(rewards, options)
     callables = {n: PlacedReward(n, load_reward(n, device, chosen[n]), batch_size, device) for n in rewards}
     rows: list[dict[str, Any]] = [{"image": str(item.image), "prompt": item.prompt} for item in items]
+    transparent = []
+    for indices in _batches(items, batch_size):
+        images = [read_image(items[i].image) for i in indices]
+        transparent += [items[i].image for i, image in zip(indices, images, strict=True) if image.was_transparent]
+        pixels, prompts = torch.stack([image.pixels for image in images]).to(device), [items[i].prompt for i in indices]
+        for name, reward in callables.items():
+            for i, score in zip(indices, reward(pixels, prompts, [{} for _ in indices]).tolist(), strict=True):
+                rows[i][name] = score
+    if transparent and is_main_process():
+        text = "transparent pixels are scored as white, in %d of %d images: %s%s"
+        logger.warning(text, len(transparent), len(items), transparent[0], ", …" if len(transparent) > 1 else "")
+    return rows
+
+
+def _batches(items: Sequence[Item], batch_size: int) -> Iterator[list[int]]:
+    """The places of images that are scored together: of one size, and at most `batch_size`."""
     by_size: dict[tuple[int, int], list[int]] = {}
     for index, item in enumerate(items):
-        by_size.setdefault(_size(item.image), []).append(index)
+        by_size.setdefault(image_size(item.image), []).append(index)
     for indices in by_size.values():
-        for start in range(0, len(indices), batch_size):
-            chunk = indices[start : start + batch_size]
-            images = torch.stack([_read_image(items[i].image) for i in chunk]).to(device)
-            prompts = [items[i].prompt for i in chunk]
-            for name, reward in callables.items():
-                with torch.no_grad():
-                    scores = torch.as_tensor(reward(images, prompts, [{} for _ in chunk])).tolist()
-                for i, score in zip(chunk, scores, strict=True):
-                    rows[i][name] = score
-    return rows
+        yield from (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))
 
 
 def _options_of(rewards: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -136,22 +145,3 @@ def _options_of(rewards: Sequence[str], options: Mapping[str, Any]) -> dict[str,
         for name in takers:
             chosen[name][bare if owner in chosen else key] = value
     return chosen
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """The width and height of an image file, in pixels."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path} cannot be read as an image: {error}") from error
-
-
-def _read_image(path: Path) -> Tensor:
-    """Read an image file as float32 [3, H, W] in [0, 1]."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read as an image: {error}") from error
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255

@@ -11,7 +11,7 @@ from sdpo.run.checkpoint import CheckpointStore
 from sdpo.run.directory import RunDirectory
 from sdpo.run.environment import check_format
 from sdpo.run.result import read_result
-from sdpo.system.log import logger
+from sdpo.system.log import is_main_process, logger
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def open_target(target: str) -> Target:
     result = read_result(run, config)
     if result is None:
         raise UserError(f"{run.path} has no finished weights yet: rerun its train command to finish the run")
-    if (newest := max(CheckpointStore(run.checkpoints).epochs(), default=0)) > result.epoch:
+    newest = max(CheckpointStore(run.checkpoints).epochs(), default=0)
+    if newest > result.epoch and is_main_process():
         logger.warning("%s has trained to epoch %d; its result is that of epoch %d", run.path, newest, result.epoch)
     return Target(config, run)

@@ -66,8 +66,8 @@ def _read_stored(file: Path) -> dict[str, Any]:
     """The configuration of a run; a setting that is missing was added since, and had its default."""
     if not file.is_file():
         raise UserError(
-            f"{file.parent} holds checkpoints, but not the {file.name} of their run: restore that file, or name "
-            "another --output-dir."
+            f"{file.parent} holds epochs or weights, but not the {file.name} of their run: restore that file, or "
+            "name another --output-dir."
         )
     try:
         return Config.parse(read_source(file)).model_dump(mode="json")

@@ -73,7 +73,7 @@ class LoraConfig(Section):
 
 
 class PromptsConfig(Section):
-    """Training and unseen prompts: a named set, a .txt or .jsonl file, or a list."""
+    """Training and unseen prompts: a named set, a .txt, .jsonl, .json or .csv file, or a list."""
 
     train: str | list[str] | list[dict[str, Any]] = "simple_animals"
     unseen: str | list[str] | list[dict[str, Any]] | None = None

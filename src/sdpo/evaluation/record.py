@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,10 +168,16 @@ def read_evaluation(run: RunDirectory, epoch: int) -> Evaluation | None:
 
 
 def discard_evaluations_after(run: RunDirectory, epoch: int) -> None:
-    """Delete the evaluations of epochs after `epoch`, which a resumed run makes again, and half-written ones."""
+    """Delete the evaluations of epochs after `epoch`, which a resumed run makes again, and half-written ones.
+
+    A folder of pictures to which other files were added stays, with those.
+    """
     for path in run.evaluations_after(epoch):
         if path.is_dir():
-            shutil.rmtree(path)
+            for picture in strips(path.with_suffix(".json")).values():
+                picture.unlink()
+            with contextlib.suppress(OSError):  # not empty
+                path.rmdir()
         else:
             path.unlink()
 

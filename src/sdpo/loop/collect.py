@@ -1,4 +1,4 @@
-"""Scores trajectories while they are sampled, and turns their returns into advantages over all processes."""
+"""Scores trajectories while they are sampled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor
 from sdpo.loop.collectives import Collectives
 from sdpo.loop.divergence import check_trajectories
 from sdpo.loop.scoring import Scorer, Scores
-from sdpo.method.advantages import Normalizer
 from sdpo.method.types import Trajectories
 
 
@@ -44,22 +43,3 @@ def gather_scores(scores: Mapping[str, Tensor], processes: Collectives) -> dict[
     """Concatenate raw scores [N] by reward over all processes, on the CPU."""
     everyone = processes.gather([{name: values.cpu() for name, values in scores.items()}])
     return {name: torch.cat([part[name] for part in everyone]) for name in scores}
-
-
-def normalize(returns: Tensor, trajectories: Trajectories, normalizer: Normalizer, processes: Collectives) -> Tensor:
-    """Turn returns into advantages; the normaliser gets the groups of all processes, by global sample index.
-
-    Args:
-        returns: the returns of this process's groups, float32 [B, K, T].
-        trajectories: the B groups.
-        normalizer: the normaliser, whose state is equal on all processes.
-        processes: the processes that share the epoch.
-
-    Returns:
-        The advantages of this process's groups, float32 [B, K, T].
-    """
-    own = list(zip(trajectories.sample_index.tolist(), trajectories.prompts, returns.cpu(), strict=True))
-    everyone = sorted(processes.gather(own), key=lambda item: item[0])
-    advantages = normalizer.update([prompt for _, prompt, _ in everyone], torch.stack([r for _, _, r in everyone]))
-    place = {index: i for i, (index, _, _) in enumerate(everyone)}
-    return advantages[[place[index] for index, _, _ in own]].to(returns.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdpo.backbones import Conditioning
 from sdpo.loop.policy import Policy, PromptEmbeddings, to_device
-from sdpo.loop.shared_step import network_rows
+from sdpo.loop.shared_first_step import network_rows
 from sdpo.method import gaussian, seeds
 from sdpo.method.denoisers import Denoiser, Transition
 from sdpo.method.types import Trajectories

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sdpo.loop.policy import Policy, PromptEmbeddings, to_device
-from sdpo.loop.shared_step import network_rows
+from sdpo.loop.shared_first_step import network_rows
 from sdpo.method import gaussian
 from sdpo.method.denoisers import Denoiser
 from sdpo.method.types import StepBatch, Trajectories

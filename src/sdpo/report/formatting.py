@@ -40,6 +40,12 @@ def number(value: float, decimals: int, *, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}.{decimals}f}".replace("-", "−")
 
 
+def percent(share: float) -> str:
+    """Return a share as per cent with two significant digits: `0.476` → `48 %`."""
+    value = 100 * share
+    return "less than 0.01 %" if value < 0.01 else f"{number(value, decimals_for([value], []))} %"
+
+
 def step_label(steps: int) -> str:
     """Return a number of sampling steps in words: `1` → `1 step`."""
     return "1 step" if steps == 1 else f"{steps} steps"

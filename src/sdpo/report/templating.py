@@ -8,8 +8,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sdpo.report.line_styles import css_colours
+from sdpo.system.replaceable import holds_text
 
 TEMPLATES = Path(__file__).with_name("templates")
+
+_EVERY_PAGE = '<p class="kicker">'  # in macros.html.j2
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is an HTML page of this package."""
+    return path.is_file() and holds_text(_EVERY_PAGE)(path)
 
 
 def render_html(template: str, folder: Path = TEMPLATES, **values: Any) -> str:

@@ -93,9 +93,9 @@ class CheckpointStore:
         Raises:
             UserError: if there are checkpoints, and all of them are damaged.
         """
-        for aside in self.root.glob("*.old"):
+        for aside in self._leftovers(".old"):
             recover_folder(aside.with_suffix(""))
-        for leftover in [*self.root.glob("*.old"), *self.root.glob("*.tmp")]:  # left by a save that was killed
+        for leftover in [*self._leftovers(".old"), *self._leftovers(".tmp")]:
             shutil.rmtree(leftover, ignore_errors=True)
         damaged: list[str] = []
         for epoch in reversed(self.epochs()):
@@ -139,6 +139,10 @@ class CheckpointStore:
             state=torch.load(folder / "state.pt", weights_only=True, map_location="cpu"),
             score=json.loads((folder / "info.json").read_text())["score"],
         )
+
+    def _leftovers(self, ending: str) -> list[Path]:
+        """The folders that a killed save left; another folder with that ending, such as `best.old`, is the user's."""
+        return [path for path in self.root.glob(f"*{ending}") if path.stem.isdecimal()]
 
     def _verify(self, epoch: int) -> str | None:
         """Compare a checkpoint with its checksums; returns a description of the damage, or None."""

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo.errors import UserError
 
+DEFAULT = "runs/latest"
+"""The directory of a run in Python whose configuration names none."""
+
 _EPOCH = "epoch_"
+_EVALUATION = re.compile(rf"{_EPOCH}(?P<epoch>\d{{4,}})(?P<end>|\.json|\.json\.tmp)", re.ASCII)
 _STEPS = "steps_"
 
 
@@ -64,6 +69,11 @@ class RunDirectory:
         return self.path / ".lock"
 
     @property
+    def trackers(self) -> Path:
+        """The names under which trackers know this run, so that a resumed run continues there."""
+        return self.path / "trackers.json"
+
+    @property
     def lora(self) -> Path:
         """The result of a run that trains a LoRA."""
         return self.path / "lora"
@@ -108,15 +118,16 @@ class RunDirectory:
         return self.evaluations / f"{_EPOCH}{epoch:04d}.json"
 
     def evaluation_files(self) -> Iterator[Path]:
-        """The scores of all evaluations, by epoch."""
+        """The scores of all evaluations, by epoch; other files beside them are not the run's."""
+        files = (file for file in self.evaluations.glob(f"{_EPOCH}*.json") if _EVALUATION.fullmatch(file.name))
         # By length first: the number of an epoch has four digits or more.
-        yield from sorted(self.evaluations.glob(f"{_EPOCH}*.json"), key=lambda file: (len(file.name), file.name))
+        yield from sorted(files, key=lambda file: (len(file.name), file.name))
 
     def evaluations_after(self, epoch: int) -> Iterator[Path]:
-        """Files and folders of evaluations of epochs after `epoch`, and of half-written evaluations."""
+        """Files and folders of evaluations of epochs after `epoch`, and half-written files; none that is the user's."""
         for path in self.evaluations.glob(f"{_EPOCH}*"):
-            number = path.stem.removeprefix(_EPOCH)
-            if not number.isdecimal() or int(number) > epoch:
+            name = _EVALUATION.fullmatch(path.name)
+            if name is not None and (name["end"] == ".json.tmp" or int(name["epoch"]) > epoch):
                 yield path
 
     def export(self, form: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ def read_result(run: RunDirectory, config: Config) -> RunResult | None:
 def write_result(run: RunDirectory, model: Savable, weights: Mapping[str, Tensor], result: RunResult) -> None:
     """Write the trained weights and their record; they replace an earlier result in one step.
 
+    Files that the earlier result's folder has besides, which are the user's, are kept.
+
     Args:
         run: the run's directory.
         model: the model, whose own weights may be sharded over processes.
@@ -79,5 +82,16 @@ def write_result(run: RunDirectory, model: Savable, weights: Mapping[str, Tensor
     run.staging.mkdir()
     folder = model.save(run.staging, weights)
     result_record(folder).write_text(json.dumps(dataclasses.asdict(result)) + "\n", encoding="utf-8")
+    _keep_others(run.path / folder.name, folder)
     replace_folder(folder, run.path / folder.name)
     run.staging.rmdir()
+
+
+def _keep_others(old: Path, new: Path) -> None:
+    """Copy what a result's folder has and the new one lacks."""
+    for path in old.rglob("*"):  # a folder comes before its contents
+        target = new / path.relative_to(old)
+        if not os.path.lexists(target) and (path.is_symlink() or not path.is_dir()):
+            shutil.copy2(path, target, follow_symlinks=False)
+        elif not path.is_symlink() and path.is_dir():
+            target.mkdir(exist_ok=True)

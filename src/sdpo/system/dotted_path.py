@@ -11,6 +11,9 @@ from typing import Any
 
 from sdpo.errors import UserError, nearest
 
+IN_PYTHON = "(in Python)"
+"""The beginning of the name of an object that was given in Python and that no path leads to."""
+
 
 def is_dotted(name: str) -> bool:
     """Whether a name can be a dotted path: it has a colon or a dot."""
@@ -47,6 +50,22 @@ def resolve(name: str, registry: Mapping[str, Any], what: str, example: str) -> 
             f"{name!r} cannot be imported ({type(error).__name__}: {error}). A dotted path names a module on the "
             f"Python path or in the working directory, and an object in it: {example}."
         ) from error
+
+
+def path_to(found: Any) -> str | None:
+    """The dotted path that leads to a function or class in a module; None where there is none.
+
+    None stands for what other processes cannot import by a path: functions inside functions, methods of instances,
+    and all of `__main__`, which has another name there.
+    """
+    module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str) or module == "__main__" or module not in sys.modules:
+        return None
+    try:
+        same = functools.reduce(getattr, name.split("."), sys.modules[module]) is found
+    except AttributeError:  # `<locals>` and `<lambda>` are no names
+        return None
+    return f"{module}:{name}" if same else None
 
 
 def _import(path: str) -> Any:

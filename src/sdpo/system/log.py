@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 logger = logging.getLogger("sdpo")
 """The logger of the whole package. In a user's own program Python shows its warnings by default."""
+
+
+def is_main_process() -> bool:
+    """Whether this process is the first of its launch, which alone prints and writes; a process by itself is."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class _StandardError(logging.Handler):

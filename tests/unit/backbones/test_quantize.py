@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.command_line import Run
-from safetensors.torch import load_file
+from helpers.command_line import Run, failed, succeeded
+from helpers.run_files import lora_weights
 from torch import nn
 
 from sdpo.assembly.model import load_model, make_trainable
@@ -26,12 +26,12 @@ def test_a_missing_library_names_its_extra(
     for module in ("torchao", "torchao.quantization", "bitsandbytes"):
         monkeypatch.setitem(sys.modules, module, None)
     result = sdpo("train", "emoji", *tiny_overrides, f"model.quantize={how}", "--output-dir", "run")
-    assert result.returncode == 2 and f"pip install 'sdpo[{LIBRARIES[how]}]'" in result.stderr
+    failed(result, f"pip install 'sdpo[{LIBRARIES[how]}]'")
 
 
 def test_full_fine_tuning_is_refused(sdpo: Run) -> None:
-    result = sdpo("train", "emoji", "model.quantize=int8", "lora=null", "--dry-run")
-    assert result.returncode == 2 and "model.quantize=int8 with lora=null" in result.stderr
+    settings = ["model.quantize=int8", "lora=null"]
+    failed(sdpo("train", "emoji", *settings, "--dry-run"), "model.quantize=int8 with lora=null")
 
 
 def test_weights_are_quantised_before_the_lora_is_made(tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,13 +50,9 @@ def test_weights_are_quantised_before_the_lora_is_made(tiny_pipeline: Path, monk
 @pytest.mark.parametrize("how", LIBRARIES)
 def test_a_run_on_quantised_weights(sdpo: Run, tmp_path: Path, tiny_overrides: list[str], how: str) -> None:
     pytest.importorskip(LIBRARIES[how])
-    command = ("train", "emoji", *tiny_overrides, "lora={rank: 2, alpha: 4}", f"model.quantize={how}")
-    result = sdpo(*command, "--output-dir", "run")
-    assert result.returncode == 0, result.stderr
-    weights = load_file(tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors")
-    assert any(value.any() for key, value in weights.items() if "lora_B" in key)
-    result = sdpo("export", "run", "--to", "merged", "--epoch", "1")
-    assert result.returncode == 0, result.stderr
+    succeeded(sdpo("train", "emoji", *tiny_overrides, f"model.quantize={how}", "--output-dir", "run"))
+    assert any(value.any() for key, value in lora_weights(tmp_path / "run").items() if "lora_B" in key)
+    succeeded(sdpo("export", "run", "--to", "merged", "--epoch", "1"))
 
 
 @pytest.mark.parametrize("how", LIBRARIES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers.command_line import Run
+from helpers.command_line import Run, failed
 
 from sdpo import Config
 from sdpo.commands.doctor.batches import check_batches
@@ -35,7 +35,5 @@ def test_batches_over_processes(sdpo: Run, monkeypatch: pytest.MonkeyPatch) -> N
     assert "# batches: 128 groups an epoch = 2 × 64; 64 a step over 4 processes = 16 each" in words
     assert "in micro-batches of 4 (gradients accumulated over 4 calls); 100 optimizer steps an epoch" in words
     monkeypatch.setenv("WORLD_SIZE", "3")
-    result = sdpo("train", "aesthetic", "--dry-run")
-    assert result.returncode == 2 and "use train.batch_size=63 with sample.prompts_per_epoch=126" in result.stderr
-    result = sdpo("train", "aesthetic", "train.batch_size=60", "--dry-run")
-    assert result.returncode == 2 and "Nearest: train.batch_size=32 or 64" in result.stderr
+    failed(sdpo("train", "aesthetic", "--dry-run"), "use train.batch_size=63 with sample.prompts_per_epoch=126")
+    failed(sdpo("train", "aesthetic", "train.batch_size=60", "--dry-run"), "Nearest: train.batch_size=32 or 64")

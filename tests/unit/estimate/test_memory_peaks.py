@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from helpers.command_line import Run
+from helpers.command_line import Run, succeeded
 
 from sdpo import Config
 from sdpo.estimate.memory_peaks import MemoryPeaks, describe_memory, estimate_peaks
@@ -67,5 +67,5 @@ def test_small_parts_are_in_megabytes() -> None:
 
 
 def test_an_unknown_model_is_said_to_be_unknown(sdpo: Run) -> None:
-    result = sdpo("train", "emoji", "model.path=somebody/some-model", "--dry-run")
-    assert result.returncode == 0 and "# memory: not known for somebody/some-model" in result.stdout
+    result = succeeded(sdpo("train", "emoji", "model.path=somebody/some-model", "--dry-run"))
+    assert "# memory: not known for somebody/some-model" in result.stdout

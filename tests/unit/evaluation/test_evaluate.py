@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from helpers.plane_model import Plane
+from helpers.threaded_processes import on_every_rank
 from torch import Tensor
 
-from sdpo.evaluation.evaluate import Drawing, evaluate
+from sdpo.evaluation.evaluate import Drawing, EvaluatedImages, evaluate
 from sdpo.evaluation.record import Evaluation, ImageScores, weighted_gain
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.prompts import Prompt
@@ -19,45 +20,43 @@ from sdpo.rewards import PlacedReward
 PROMPTS = [Prompt("a", {"n": 1}), Prompt("b", {"n": 2}), Prompt("c", {"n": 3})]
 
 
-class One:
-    """One of several processes; what it hands in is kept."""
+class Pictures(Plane):
+    """Draws images of 2 × 2 grey pixels in 0 … 1."""
 
-    def __init__(self, rank: int, count: int) -> None:
-        self.rank, self.count, self.given = rank, count, []  # type: ignore[var-annotated]
-
-    def gather(self, items: list[Any]) -> list[Any]:
-        self.given.append(items)
-        return items if self.count == 1 else items + [(i, 0.0) for i in range(99) if i not in dict(items)]
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents.mean(1, keepdim=True).sigmoid().expand(-1, 3, 2, 2)
 
 
-def scored(rank: int, count: int, micro_batch: int = 4) -> dict[int, float]:
+def evaluated(ranks: int = 1, micro_batch: int = 4) -> list[EvaluatedImages]:
+    """What each rank knows after an evaluation of two images a prompt, of which the first is monitored."""
+
     def first(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
         assert [m["n"] for m in metadata] == ["abc".index(p) + 1 for p in prompts]
         return images[:, 0, 0, 0]
 
-    process = One(rank, count)
-    policy = Policy(Plane())
-    given: Any = process
-    try:
-        drawing = Drawing(policy, PromptEmbeddings(policy.backbone), 1.0, micro_batch, 32, given)
-        evaluate(drawing, PROMPTS, {"first": PlacedReward("first", first)}, steps=[2], images_per_prompt=2)
-    except TypeError:
-        pass  # the tiles of the other processes, which are not there
-    return dict(process.given[0])
+    def evaluate_on(processes: Any) -> EvaluatedImages:
+        policy = Policy(Pictures())
+        drawing = Drawing(policy, PromptEmbeddings(policy.backbone), 1.0, micro_batch, 32, processes)
+        rewards = {"first": PlacedReward("first", first)}
+        return evaluate(drawing, PROMPTS, rewards, steps=[2], images_per_prompt=2, monitored=1)
+
+    return on_every_rank(ranks, evaluate_on)
 
 
-def test_an_image_depends_on_its_seed_alone() -> None:
-    whole = scored(0, 1)
-    assert sorted(whole) == list(range(6)) and len(set(whole.values())) == 6
-    assert scored(0, 1, micro_batch=1) == pytest.approx(whole)
-    shared: dict[int, float] = {}
-    for rank in range(4):
-        shared |= scored(rank, 4)
-    assert shared == pytest.approx(whole)
-
-
-def test_a_process_without_images_takes_part() -> None:
-    assert scored(7, 8) == {}
+@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 1), (4, 4), (4, 1), (8, 4)])
+def test_an_evaluation_depends_neither_on_the_ranks_nor_on_the_micro_batch(ranks: int, micro_batch: int) -> None:
+    """With eight ranks for six images, two draw none and take part all the same."""
+    (whole,) = evaluated()
+    values = whole.scores.scores["first"][2]
+    assert len(set(values.tolist())) == 6 and whole.tiles[2].shape == (6, 2, 2, 3) and whole.monitors
+    for found in evaluated(ranks, micro_batch):
+        assert found.scores.prompts == whole.scores.prompts == ["a", "b", "c"] * 2
+        assert found.scores.seeds == list(range(6))
+        assert found.scores.scores["first"][2] == pytest.approx(values)
+        assert (found.tiles[2].int() - whole.tiles[2].int()).abs().max() <= 1
+        assert found.monitors.keys() == whole.monitors.keys()
+        for name, by_steps in whole.monitors.items():
+            assert found.monitors[name] == pytest.approx(by_steps), name
 
 
 def evaluation(scores: dict[str, dict[int, list[float]]]) -> Evaluation:

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.plane_model import Plane
+from helpers.one_process import OneProcess
+from helpers.plane_model import ALPHAS, Plane
 
 from sdpo.evaluation.monitors import Drift, Monitors, diversity, edge_density, histogram_entropy, thumbnails
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.loop.rollout import final_images
-from sdpo.method.denoisers import DDIM
-from sdpo.method.gaussian import kl_divergence
 
 
 def shades(*values: float) -> torch.Tensor:
@@ -47,7 +46,6 @@ def test_edges_and_entropy_by_hand() -> None:
 def test_the_drift_is_the_kl_of_the_trajectories_that_were_drawn() -> None:
     policy = Policy(Plane())
     embeddings, denoiser = PromptEmbeddings(policy.backbone), policy.backbone.denoiser(3, 1.0)
-    assert isinstance(denoiser, DDIM)
 
     def drift(shift: float, micro_batch: int) -> torch.Tensor:
         policy.backbone.network_module.shift.data.fill_(shift)
@@ -57,26 +55,19 @@ def test_the_drift_is_the_kl_of_the_trajectories_that_were_drawn() -> None:
 
     assert drift(0.0, 2).tolist() == [0, 0, 0]
     found = drift(0.5, 2)
-    # The shift moves μ by the same amount wherever the latent is: the KL of each step by hand.
-    latents, steps, expected = torch.zeros(1, 2, 1, 1), torch.arange(3), 0.0
-    for step in steps:
-        moved, base = (denoiser.transition(latents, torch.full((1, 2, 1, 1), s), step[None]) for s in (0.5, 0.0))
-        alpha = policy.backbone.denoiser(3, 1.0)._coefficients[step, 0] ** 2  # the network gives (1 − ᾱ) of the shift
-        expected += kl_divergence(base.mean + (1 - alpha) * (moved.mean - base.mean), base.mean, base.std).item() / 3
+    # μ is linear in x̂, which the shift moves by (1 − ᾱ) times its size wherever the latent is.
+    latent, expected = torch.zeros(1, 2, 1, 1), 0.0
+    for step, timestep in enumerate(denoiser.timesteps.tolist()):
+        x0 = torch.full_like(latent, 0.5 * (1 - ALPHAS[timestep].item()))
+        moved, base = (denoiser.transition(latent, output, torch.tensor([step])) for output in (x0, latent))
+        expected += ((moved.mean - base.mean).square().mean() / (2 * base.std.square())).item() / 3
     assert found.tolist() == pytest.approx([expected] * 3, rel=1e-4)
     torch.testing.assert_close(drift(0.5, 5), found)
 
 
-class One:
-    """One process."""
-
-    def gather(self, items: list[Any]) -> list[Any]:
-        return items
-
-
 def test_only_the_images_that_every_evaluation_has_are_looked_at() -> None:
     policy = Policy(Plane())
-    process: Any = One()
+    process: Any = OneProcess()
 
     def measured(images: torch.Tensor) -> dict[str, float]:
         monitors = Monitors(policy, policy.backbone.denoiser(1, 1.0), range(len(images)), prompts=2, per_prompt=1)
@@ -90,7 +81,7 @@ def test_only_the_images_that_every_evaluation_has_are_looked_at() -> None:
 
 def test_without_random_steps_there_is_no_drift() -> None:
     policy = Policy(Plane())
-    process: Any = One()
+    process: Any = OneProcess()
     monitors = Monitors(policy, policy.backbone.denoiser(1, 0.0), [0], prompts=1, per_prompt=1)
     monitors.look(shades(0.5))
     assert set(monitors.finish(process)) == {"edge_density", "entropy"}  # nor a pair

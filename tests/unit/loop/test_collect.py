@@ -8,7 +8,8 @@ import torch
 from helpers.one_process import OneProcess
 from torch import Tensor
 
-from sdpo.loop.collect import gather_scores, normalize
+from sdpo.loop.collect import gather_scores
+from sdpo.loop.normalization import normalize
 from sdpo.method.advantages import Normalizer
 from sdpo.method.types import Trajectories
 

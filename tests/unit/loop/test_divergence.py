@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 from helpers.one_process import OneProcess
-from helpers.plane_model import Plane, optimize
+from helpers.plane_model import Plane, optimize, sample, sample_parts
+from helpers.spoiled_loss import spoiled_loss
 from helpers.updates import update_settings
 
 from sdpo.loop.divergence import FiniteWatch, NonFinite, NotFiniteError, check_trajectories
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.loop.policy_update import PolicyUpdate, UpdateResult
-from sdpo.loop.rollout import rollout
 from sdpo.method.algorithms import SDPO
-from sdpo.method.types import LossOutput, StepBatch, Trajectories
-from sdpo.prompts import Prompt
 
 T, GROUPS = 3, 4
 PROMPTS = ["cat", "dog", "fox", "owl"]
 
 
-@dataclass(frozen=True)
-class Spoiled(SDPO):
-    """The loss of its n-th micro-batch is times `factor`."""
-
-    clip_range: float = 0.0
-    at: int = -1
-    factor: float = float("nan")
-    calls: list[int] = field(default_factory=list)
-
-    def loss(self, batch: StepBatch) -> LossOutput:
-        self.calls.append(0)
-        output = super().loss(batch)
-        return LossOutput(output.loss * self.factor, output.metrics) if len(self.calls) - 1 == self.at else output
-
-
-def sampled(policy: Policy) -> Trajectories:
-    parts = rollout(
-        policy, policy.backbone.denoiser(T, 1.0), PromptEmbeddings(policy.backbone), [Prompt(p) for p in PROMPTS],
-        range(GROUPS), seed=0, epoch=1, branches=2, micro_batch=GROUPS,
-    )  # fmt: skip
-    return Trajectories.collect(parts, GROUPS)
+def spoiled(at: int, factor: float = float("nan")) -> SDPO:
+    """The loss of the n-th micro-batch, from 1, is times a factor; n = 0 spoils none."""
+    changed = type("Spoiled", (SDPO,), {"loss": spoiled_loss(SDPO.loss, at, lambda loss: loss * factor)})
+    return changed(clip_range=0.0)
 
 
 def make(algorithm: SDPO) -> PolicyUpdate:
@@ -53,7 +33,7 @@ def make(algorithm: SDPO) -> PolicyUpdate:
 
 
 def run(updater: PolicyUpdate) -> UpdateResult:
-    trajectories = sampled(updater.policy)
+    trajectories = sample(updater.policy, T, PROMPTS)
     advantages = torch.randn(trajectories.log_prob.shape, generator=torch.Generator().manual_seed(1))
     policy = updater.policy
     denoiser, embeddings = policy.backbone.denoiser(T, 1.0), PromptEmbeddings(policy.backbone)
@@ -63,7 +43,7 @@ def run(updater: PolicyUpdate) -> UpdateResult:
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_skips_its_step_and_no_other(factor: float, caplog: pytest.LogCaptureFixture) -> None:
     # Six optimizer steps of two micro-batches each; the fourth step has the bad one.
-    skipping, expected = make(Spoiled(at=7, factor=factor)), make(Spoiled())
+    skipping, expected = make(spoiled(8, factor)), make(spoiled(0))
     step = expected.optimization.optimizer.step
     done: list[int] = []
 
@@ -94,7 +74,7 @@ def test_a_loss_that_is_not_finite_skips_its_step_and_no_other(factor: float, ca
 
 
 def test_a_skipped_step_is_warned_of_before_a_weight_ends_the_run(caplog: pytest.LogCaptureFixture) -> None:
-    updater = make(Spoiled(at=7))
+    updater = make(spoiled(8))
     result = run(updater)
     with torch.no_grad():
         updater.optimization.parameters[0].fill_(float("inf"))
@@ -104,7 +84,7 @@ def test_a_skipped_step_is_warned_of_before_a_weight_ends_the_run(caplog: pytest
 
 
 def test_a_gradient_names_its_parameter() -> None:
-    updater = make(Spoiled())
+    updater = make(spoiled(0))
     calls: list[int] = []
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
@@ -136,10 +116,7 @@ def test_the_first_cause_is_named_before_its_consequences() -> None:
 @pytest.mark.parametrize("name", ["log_prob", "x0"])
 def test_trajectories_that_are_not_finite(name: str) -> None:
     policy = Policy(Plane())
-    (part,) = rollout(
-        policy, policy.backbone.denoiser(T, 1.0), PromptEmbeddings(policy.backbone), [Prompt(p) for p in PROMPTS],
-        range(GROUPS), seed=0, epoch=1, branches=2, micro_batch=GROUPS,
-    )  # fmt: skip
+    (part,) = sample_parts(policy, T, PROMPTS, micro_batch=GROUPS)
     check_trajectories(part)
     getattr(part, name)[1, 1, 2] = float("nan")
     with pytest.raises(NotFiniteError, match="step 2 of branch 1 for prompt 'dog'"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -211,7 +211,27 @@ def test_nothing_to_gain_is_nothing_to_learn(name: str, seed: int) -> None:
     assert (loss_and_gradient(algorithm, indifferent)[1] == 0).all()
 
 
+# By name: whether the loss takes whole trajectories, whether it takes the base model's log-probabilities, and the
+# fewest branches that it can work with.
+DECLARED = {
+    "sdpo": (False, False, 2),
+    "ddpo": (False, False, 1),
+    "grpo": (False, False, 2),
+    "d3po": (False, True, 2),
+    "rebel": (True, False, 2),
+    "prdp": (True, False, 2),
+}
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_algorithm_says_what_it_is(name: str) -> None:
+def test_an_algorithm_takes_what_it_declares(name: str) -> None:
     algorithm = ALGORITHMS[name]()
-    assert is_dataclass(algorithm) and algorithm.branches >= algorithm.min_branches >= 1
+    takes_trajectories, needs_reference, min_branches = DECLARED[name]
+    assert algorithm.takes_trajectories == takes_trajectories and algorithm.needs_reference == needs_reference
+    assert ALGORITHMS[name](branches=min_branches).branches == min_branches
+    with pytest.raises(ValueError, match="algorithm.branches must be at least"):
+        ALGORITHMS[name](branches=min_branches - 1)
+    if not takes_trajectories:
+        batch: Any = batch_for(algorithm, seed=1)
+        moved = replace(batch, reference_log_prob=batch.reference_log_prob + numbers(2, *batch.log_prob.shape))
+        assert torch.equal(algorithm.loss(moved).loss, algorithm.loss(batch).loss) != needs_reference

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.written_runs import write_run
+from helpers.written_runs import change_evaluation, write_run
 
 from sdpo.report.reader import read_run
 
 CURVES = {1: [0.2, 0.4, 0.6]}
-
-
-def change(run: Path, evaluated: int, **values: Any) -> None:
-    """Set values in the file of an evaluation; None removes the key."""
-    file = run / "evaluation" / f"epoch_{evaluated:04d}.json"
-    record = json.loads(file.read_text()) | values
-    file.write_text(json.dumps({key: value for key, value in record.items() if value is not None}))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +26,7 @@ def change(run: Path, evaluated: int, **values: Any) -> None:
     ],
 )
 def test_a_damaged_evaluation_is_left_out_with_a_note(tmp_path: Path, values: dict[str, Any], words: str) -> None:
-    change(write_run(tmp_path / "run", CURVES), 1, **values)
+    change_evaluation(write_run(tmp_path / "run", CURVES), 1, **values)
     run = read_run(tmp_path / "run")
     assert [e.epoch for e in run.evaluations] == [0, 2]
     assert len(run.notes) == 1 and run.notes[0].startswith("evaluation/epoch_0001.json is left out: ")
@@ -44,8 +36,8 @@ def test_a_damaged_evaluation_is_left_out_with_a_note(tmp_path: Path, values: di
 def test_missing_costs_come_from_the_metrics_and_are_0_before_training(tmp_path: Path) -> None:
     write_run(tmp_path / "run", CURVES)
     for epoch in (0, 1):
-        change(tmp_path / "run", epoch, images=None, seconds=None)
-    change(tmp_path / "run", 2, seconds=99.0)
+        change_evaluation(tmp_path / "run", epoch, images=None, seconds=None)
+    change_evaluation(tmp_path / "run", 2, seconds=99.0)
     costs = [e.costs for e in read_run(tmp_path / "run").evaluations]
     assert [(c["images"], c["seconds"]) for c in costs] == [(0, 0), (100, 7.5), (200, 99.0)]
     (tmp_path / "run" / "metrics.jsonl").unlink()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from helpers.written_runs import write_run
+from helpers.written_runs import use_prompt_everywhere, write_run
 from jinja2 import UndefinedError
 from markupsafe import Markup
 
@@ -47,9 +46,7 @@ def test_a_missing_value_is_an_error(tmp_path: Path) -> None:
 
 def test_prompts_stay_within_their_attributes(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", {1: [0.2, 0.4]}, tiles=True, reward=EVIL)
-    for file in (run / "evaluation").glob("*.json"):
-        record = json.loads(file.read_text())
-        file.write_text(json.dumps(record | {"prompts": [EVIL] * len(record["prompts"])}))
+    use_prompt_everywhere(run, EVIL)
     result = compare_directories([run], tmp_path / "out")
     for page in (write_report(run), result.page):
         found = _Attributes(page.read_text(encoding="utf-8"))

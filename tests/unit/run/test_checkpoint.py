@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import forked_processes as forked
+from helpers.mutations import DAMAGES, damage_file
 
 from sdpo.errors import UserError
 from sdpo.run.checkpoint import Checkpoint, CheckpointStore
@@ -41,12 +42,12 @@ def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "ema.safetensors", "state.pt", "info.json", "checksums.json"])
-@pytest.mark.parametrize("how", ["cut", "flipped", "missing", "emptied"])
+@pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_one_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, how: str) -> None:
     store = CheckpointStore(tmp_path / "c")
     for epoch in (1, 2):
         store.save(checkpoint(epoch))
-    damage(tmp_path / "c" / "2" / name, how)
+    damage_file(tmp_path / "c" / "2" / name, how)
     with pytest.raises(UserError, match="2 is damaged"):
         store.load(2)
     again = CheckpointStore(tmp_path / "c")
@@ -59,21 +60,10 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureF
     again.save(checkpoint(2))
     assert not caplog.records and again.load(2).epoch == 2
     for epoch in (1, 2):
-        damage(tmp_path / "c" / str(epoch) / name, how)
+        damage_file(tmp_path / "c" / str(epoch) / name, how)
     with pytest.raises(UserError, match="none of the checkpoints .* can be read:\n(.*\n)*Delete that folder"):
         CheckpointStore(tmp_path / "c").newest()
     assert store.epochs() == [1, 2]
-
-
-def damage(file: Path, how: str) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    {
-        "cut": lambda: file.write_bytes(content[:20]),
-        "flipped": lambda: file.write_bytes(content),
-        "missing": file.unlink,
-        "emptied": lambda: file.write_bytes(b""),
-    }[how]()
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "null", '{"state.pt": 3}'])
@@ -89,8 +79,8 @@ def test_a_damaged_one_is_neither_best_nor_among_the_last(tmp_path: Path) -> Non
     store = CheckpointStore(tmp_path / "c", keep_last=3, keep_best=1)
     for epoch, score in enumerate([0.5, 0.9, 0.1], start=1):
         store.save(checkpoint(epoch, score))
-    damage(tmp_path / "c" / "2" / "state.pt", "flipped")
-    damage(tmp_path / "c" / "3" / "state.pt", "flipped")
+    damage_file(tmp_path / "c" / "2" / "state.pt", "flipped")
+    damage_file(tmp_path / "c" / "3" / "state.pt", "flipped")
     again = CheckpointStore(tmp_path / "c", keep_last=2, keep_best=1)
     again.save(checkpoint(4, 0.2))
     assert again.epochs() == [1, 4], "1 is the best that is whole, and the newest besides 4"
@@ -124,13 +114,17 @@ def test_nothing_is_renamed_before_it_is_on_the_disk(tmp_path: Path, monkeypatch
     assert renamed == ["1.tmp", "1.tmp"]
 
 
-def killed_at(root: Path, operation: int, epoch: int) -> None:
-    """Save a checkpoint, and die at its n-th operation on a file."""
+CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
+BLOCK = 5  # kills that one process starts, each in a child: a start costs more than a save
+
+
+def save_until(root: Path, operation: int, epoch: int) -> None:
+    """Save a checkpoint, and die at the n-th operation on a file."""
     count = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal count
-        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
+        if event in CHANGES:
             count += 1
             if count == operation:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -142,16 +136,35 @@ def killed_at(root: Path, operation: int, epoch: int) -> None:
     store.save(checkpoint(epoch))
 
 
+def save_in_children(root: Path, operations: range, epoch: int) -> None:
+    """Save a checkpoint in one child for each operation, at which the child dies; write down how each ended."""
+    for operation in operations:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                save_until(root / str(operation), operation, epoch)
+                code = 0
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        (root / f"{operation}.code").write_text(str(os.waitstatus_to_exitcode(status)))
+
+
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_a_save_that_is_killed_at_any_operation_loses_nothing(tmp_path: Path, epoch: int) -> None:
     operation, code = 0, -signal.SIGKILL
     while code != 0:
         operation += 1
         root = tmp_path / str(operation)
-        CheckpointStore(root).save(checkpoint(1))
-        process = forked.start(killed_at, root, operation, epoch, log=tmp_path / "log")
-        process.join(60)
-        code = process.exitcode
+        if operation % BLOCK == 1:
+            block = range(operation, operation + BLOCK)
+            for later in block:
+                CheckpointStore(tmp_path / str(later)).save(checkpoint(1))
+            process = forked.start(save_in_children, tmp_path, block, epoch, log=tmp_path / "log")
+            process.join(60)
+            assert process.exitcode == 0, (tmp_path / "log").read_text()
+        code = int((tmp_path / f"{operation}.code").read_text())
         assert code in (0, -signal.SIGKILL), (tmp_path / "log").read_text()
         store = CheckpointStore(root)
         found = store.newest()
@@ -159,7 +172,8 @@ def test_a_save_that_is_killed_at_any_operation_loses_nothing(tmp_path: Path, ep
         assert torch.equal(found.weights["w"], torch.full((3,), float(found.epoch)))
         assert all(p.name.isdecimal() for p in root.iterdir()), "leftovers are cleared away"
         store.save(checkpoint(3))
-        assert store.newest().epoch == 3  # type: ignore[union-attr]
+        newest = store.newest()
+        assert newest is not None and newest.epoch == 3
     assert operation > 15, "the operations were counted"
 
 

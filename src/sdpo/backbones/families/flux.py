@@ -43,6 +43,10 @@ class Flux(FlowMatch):
             "pooled_projections": pooled.to(self.device),
         }
 
+    def token_limits(self) -> dict[str, int]:
+        """The number of tokens that the CLIP tokenizer and T5's keep."""
+        return {"tokenizer": int(self.pipeline.tokenizer_max_length), "tokenizer_2": self.prompt_tokens}
+
     def network(
         self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
     ) -> Tensor:

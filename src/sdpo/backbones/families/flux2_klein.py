@@ -14,6 +14,9 @@ from torch.nn import functional
 from sdpo.backbones.base import Conditioning, Guidance
 from sdpo.backbones.families.flow_match import JOINT_ATTENTION, FlowMatch
 
+TOKENS = 512
+"""Number of tokens at which the pipeline's own call truncates a prompt."""
+
 
 class Flux2Klein(FlowMatch):
     """A transformer over image and text tokens; a language model encodes prompts.
@@ -34,6 +37,16 @@ class Flux2Klein(FlowMatch):
         with torch.no_grad():
             embeddings, _ = self.pipeline.encode_prompt(list(prompts), self.text_device)
         return {"encoder_hidden_states": embeddings.to(self.device)}
+
+    def token_limits(self) -> dict[str, int]:
+        """The number of tokens that the pipeline's own call keeps, the turns of the conversation included."""
+        return {"tokenizer": TOKENS}
+
+    def tokenized_text(self, prompt: str) -> str:
+        """The prompt as the user's turn of a conversation."""
+        turn = [{"role": "user", "content": prompt}]
+        template = self.pipeline.tokenizer.apply_chat_template
+        return str(template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=False))
 
     def network(
         self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0

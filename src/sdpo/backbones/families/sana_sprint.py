@@ -19,6 +19,9 @@ from sdpo.method.denoisers import TrigFlow
 INSTRUCTION = inspect.signature(SanaSprintPipeline.__call__).parameters["complex_human_instruction"].default
 """The instruction that the pipeline's own call puts before each prompt."""
 
+PROMPT_TOKENS: int = inspect.signature(SanaSprintPipeline.__call__).parameters["max_sequence_length"].default
+"""Number of tokens after the instruction at which the pipeline's own call truncates a prompt, plus two."""
+
 
 class SanaSprint(PipelineBackbone):
     """A trigflow transformer with linear attention that embeds its guidance; Gemma encodes prompts.
@@ -36,6 +39,15 @@ class SanaSprint(PipelineBackbone):
                 list(prompts), device=self.text_device, complex_human_instruction=INSTRUCTION
             )
         return {"encoder_hidden_states": embeddings.to(self.device), "encoder_attention_mask": mask.to(self.device)}
+
+    def token_limits(self) -> dict[str, int]:
+        """The number of tokens that the pipeline's own call keeps, the instruction included."""
+        instruction = self.pipeline.tokenizer.encode("\n".join(INSTRUCTION))
+        return {"tokenizer": len(instruction) + PROMPT_TOKENS - 2}
+
+    def tokenized_text(self, prompt: str) -> str:
+        """The instruction and the prompt, which the pipeline writes in lower case."""
+        return "\n".join(INSTRUCTION) + prompt.lower().strip()
 
     def network(
         self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0

@@ -11,6 +11,9 @@ from torch import Tensor
 from sdpo.backbones.base import Conditioning
 from sdpo.backbones.families.flow_match import JOINT_ATTENTION, FlowMatch
 
+T5_TOKENS = 256
+"""Number of T5 tokens at which the pipeline's own call truncates a prompt."""
+
 
 class StableDiffusion3(FlowMatch):
     """A transformer over image and text tokens, with two CLIP text encoders and, if the model has one, a T5.
@@ -34,6 +37,11 @@ class StableDiffusion3(FlowMatch):
             "encoder_hidden_states": embeddings.to(self.device),
             "pooled_projections": pooled.to(self.device),
         }
+
+    def token_limits(self) -> dict[str, int]:
+        """The number of tokens that the CLIP tokenizers keep, and T5's if the model has a T5."""
+        clip = dict.fromkeys(("tokenizer", "tokenizer_2"), int(self.pipeline.tokenizer_max_length))
+        return clip | ({"tokenizer_3": T5_TOKENS} if self.pipeline.text_encoder_3 is not None else {})
 
     def network(
         self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0

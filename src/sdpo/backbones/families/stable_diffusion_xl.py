@@ -27,6 +27,10 @@ class StableDiffusionXL(UNetBackbone):
         found = {"encoder_hidden_states": hidden, "text_embeds": pooled, "time_ids": ids.repeat(len(prompts), 1)}
         return {name: rows.to(self.device) for name, rows in found.items()}
 
+    def token_limits(self) -> dict[str, int]:
+        """The number of tokens that each CLIP tokenizer keeps."""
+        return {name: int(getattr(self.pipeline, name).model_max_length) for name in ("tokenizer", "tokenizer_2")}
+
     def unconditional(self) -> Conditioning:
         """Encode the empty prompt, as zeros where the pipeline's config asks for zeros."""
         found = self.encode([""])

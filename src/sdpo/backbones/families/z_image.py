@@ -29,6 +29,16 @@ class ZImage(FlowMatch):
         lengths = torch.tensor([len(caption) for caption in captions])
         return {"embeddings": torch.stack(padded).to(self.device), "lengths": lengths.to(self.device)}
 
+    def token_limits(self) -> dict[str, int]:
+        """The number of tokens that the pipeline's own call keeps, the turns of the conversation included."""
+        return {"tokenizer": TOKENS}
+
+    def tokenized_text(self, prompt: str) -> str:
+        """The prompt as the user's turn of a conversation."""
+        turn = [{"role": "user", "content": prompt}]
+        template = self.pipeline.tokenizer.apply_chat_template
+        return str(template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=True))
+
     def network(
         self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float = 1.0
     ) -> Tensor:

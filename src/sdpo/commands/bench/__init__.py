@@ -22,6 +22,9 @@ from sdpo.trainer import Trainer
 
 __all__ = ["BenchResult", "bench", "peak", "reset_peak"]
 
+WRITTEN = ("epoch", "phases", "bare", "limit")
+"""Keys of every result, by which its file is recognised."""
+
 
 @dataclass
 class BenchResult:

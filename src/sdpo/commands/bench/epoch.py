@@ -59,4 +59,5 @@ def profile_epoch(trainer: Trainer, path: Path) -> None:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profiler:
         trainer.train_epoch()
-    profiler.export_chrome_trace(str(path))
+    if trainer.parts.processes.is_main:
+        profiler.export_chrome_trace(str(path))

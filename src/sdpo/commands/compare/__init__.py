@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sdpo.commands.compare.comparison import Comparison
 from sdpo.commands.compare.groups import RunGroup, group_directories, make_group
-from sdpo.commands.compare.output import ComparisonResult, write_comparison
+from sdpo.commands.compare.output import ComparisonResult, check_folder, write_comparison
 from sdpo.commands.compare.plan import PlannedRun, plan_runs
 from sdpo.commands.compare.training import Say, train_missing
 from sdpo.errors import UserError
@@ -60,6 +60,7 @@ def compare(
     if reach is not None and reach not in algorithms:
         raise UserError(f"--reach {reach}: not one of the compared names ({', '.join(algorithms)})")
     file = None if variants is None else Path(variants)
+    check_folder(Path(output_dir))
     planned = plan_runs(source, overrides, algorithms, seeds, first_seed, Path(output_dir), file)
     failed = train_missing(planned, processes, say)
     groups = []

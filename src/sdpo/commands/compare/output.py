@@ -15,13 +15,17 @@ from sdpo.commands.compare.page import render_comparison
 from sdpo.commands.compare.tables import ComparisonTable, find_reference, make_tables
 from sdpo.errors import UserError, cause
 from sdpo.evaluation.record import COSTS
+from sdpo.report.templating import is_page
 from sdpo.system.durable import write_whole
+from sdpo.system.log import is_main_process
+from sdpo.system.replaceable import check_replaceable
 
 _FIGURES = {
     "images": "compare.png",
     "reward_queries": "compare_queries.png",
     "denoiser_evaluations": "compare_evaluations.png",
 }
+_PAGE, _TABLES, _CURVES = "comparison.html", "comparison.md", "comparison.csv"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,18 @@ class ComparisonResult:
     tables: list[ComparisonTable]
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder with files of a comparison's names that no comparison wrote.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    if not is_page(folder / _PAGE):
+        for name in (*_FIGURES.values(), _CURVES, _TABLES, _PAGE):
+            if (folder / name).exists():
+                check_replaceable(folder / name, "--output-dir:", lambda _: False)
+
+
 def write_comparison(
     groups: Sequence[RunGroup], output_dir: str | Path, *, reach: str | None = None
 ) -> ComparisonResult:
@@ -52,18 +68,21 @@ def write_comparison(
 
     Raises:
         UserError: if the groups have nothing in common, no group has the name `reach`, or `output_dir` cannot be
-            written.
+            written, or holds files of these names that no comparison wrote.
     """
     comparison = make_comparison(groups)
     tables = make_tables(comparison, find_reference(comparison, reach))
     folder = Path(output_dir)
-    page = folder / "comparison.html"
+    page = folder / _PAGE
+    check_folder(folder)
+    if not is_main_process():
+        return ComparisonResult(page, comparison, tables)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for cost, name in _FIGURES.items():
             draw_comparison(comparison, cost, folder / name)
-        _write_csv(comparison, folder / "comparison.csv")
-        write_whole(folder / "comparison.md", _markdown(comparison, tables))
+        _write_csv(comparison, folder / _CURVES)
+        write_whole(folder / _TABLES, _markdown(comparison, tables))
         write_whole(page, render_comparison(comparison, tables))
     except OSError as error:
         raise UserError(f"--output-dir {folder} cannot be written: {cause(error)}") from error

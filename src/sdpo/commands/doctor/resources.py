@@ -18,6 +18,7 @@ from sdpo.config.differences import check_same_run
 from sdpo.errors import UserError
 from sdpo.estimate.memory import Memory, checkpoint_bytes, estimate_memory
 from sdpo.run.directory import RunDirectory
+from sdpo.run.ownership import check_directory
 from sdpo.system.units import gigabytes
 
 _TIGHT = 0.6  # share of free memory: activations and rewards need the rest
@@ -90,6 +91,11 @@ def check_disk(config: Config, trained: int | None) -> Iterator[Finding]:
     advice = "" if status == "ok" else ". Lower checkpoint.keep_last, or name an output_dir on a larger disk"
     size = f"take {gigabytes(need)}" if trained else "have a size that is not known without the model"
     yield Finding("disk", status, f"checkpoints {size}, {gigabytes(free)} are free at {here}{advice}")
+    try:
+        check_directory(run, config)
+    except UserError as error:
+        yield Finding("output_dir", "FAIL", str(error))
+        return
     if run.is_run:
         yield _check_same_run(config, run)
 

@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
+from sdpo.commands.export.contents import describe_export
 from sdpo.commands.export.folder import new_folder
 from sdpo.commands.export.hub import check_upload, upload
-from sdpo.commands.export.weights import ChosenWeights, Format, Kind, WrittenModel, choose_weights, write_weights
+from sdpo.commands.export.lora_files import label_lora
+from sdpo.commands.export.pictures import Picture, choose_pictures
+from sdpo.commands.export.weights import DataType, Format, Kind, WrittenModel, choose_weights, write_weights
 from sdpo.commands.model_card import Exported, render_card
 from sdpo.config import Config
 from sdpo.errors import UserError
 from sdpo.report.curves_png import draw_curves
+from sdpo.report.formatting import percent
 from sdpo.report.reader import Run, read_run
 from sdpo.report.samples_png import draw_samples
 from sdpo.run.directory import RunDirectory
+from sdpo.system.log import logger
 
-__all__ = ["export"]
+__all__ = ["Export", "export"]
 
-_FEW_STEPS = 4
-"""The card's example draws with the most steps, up to these, that the run was evaluated at."""
+_NOTABLE_ROUNDING = 0.05
+"""The distance between a merged model and its adapter from which the user is warned."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """A finished export.
+
+    Attributes:
+        folder: the folder with the files.
+        dtype: data type of merged weights; None where nothing was merged or converted.
+        rounding: the relative L2 distance between the merged weights' change and the LoRA's; None where no LoRA was
+            merged.
+    """
+
+    folder: Path
+    dtype: DataType | None
+    rounding: float | None
 
 
 def export(
@@ -29,7 +51,8 @@ def export(
     epoch: int | None = None,
     output: Path | None = None,
     repo: str | None = None,
-) -> Path:
+    dtype: DataType | None = None,
+) -> Export:
     """Write a run's weights for use elsewhere.
 
     Args:
@@ -42,9 +65,7 @@ def export(
             result.
         output: a new folder, or one that an earlier export wrote; None takes `export/<to>` in the run's directory.
         repo: the name of a repository on the hub, to which the folder is uploaded; None uploads nothing.
-
-    Returns:
-        The folder.
+        dtype: data type of the weights of a merged model; None takes the model's.
 
     Raises:
         UserError: if the run has no such weights, the folder holds other files, or the upload fails.
@@ -53,43 +74,55 @@ def export(
     config = Config.of_run(run.config)
     if to == "comfyui" and config.lora is None:
         raise UserError("--to comfyui writes a LoRA, and this run trained all weights: use --to merged")
+    if dtype is not None and to != "merged":
+        raise UserError(f"--dtype {dtype} is the data type of a merged model: use it with --to merged")
     if repo is not None:
         check_upload(repo)
     chosen = choose_weights(run, config, weights, epoch)
     folder = output or run.export(to)
     with new_folder(folder) as place:
-        written = write_weights(run, config, chosen, to, place, output.name if output else run.name)
-        exported = _describe(config, chosen, written, repo or str(folder), (repo or report.name).rsplit("/", 1)[-1])
-        _write_card(report, config, exported, place)
+        written = write_weights(run, config, chosen, to, place, dtype)
+        report = _until(report, chosen.epoch)
+        title = (repo or run.name).rsplit("/", 1)[-1]
+        exported = describe_export(report, config, chosen, written, repo or str(folder), title)
+        pictures = choose_pictures(report, exported.steps)
+        if written.lora_file is not None:
+            first = next(iter(pictures), None)
+            exported = label_lora(place / written.lora_file, config, chosen, written, exported, first)
+        _write_card(report, config, exported, pictures, place)
+    _warn_of_rounding(written)
     if repo is not None:
         upload(folder, repo)
-    return folder
+    return Export(folder, written.dtype, written.rounding)
 
 
-def _describe(config: Config, chosen: ChosenWeights, written: WrittenModel, address: str, name: str) -> Exported:
-    """Collect what the card says about an export."""
-    height, width = written.backbone.image_size
-    steps = max((s for s in config.evaluate.steps if s <= _FEW_STEPS), default=min(config.evaluate.steps))
-    arguments = written.backbone.call_arguments(steps, config.sample.guidance_scale)
-    return Exported(
-        name=name,
-        address=address,
-        weight_name=written.lora_file,
-        weights=chosen.words,
-        as_evaluated=chosen.averaged == (config.train.ema_decay is not None),
-        epoch=chosen.epoch,
-        steps=steps,
-        arguments={"height": height, "width": width, **arguments},
-    )
-
-
-def _write_card(run: Run, config: Config, exported: Exported, place: Path) -> None:
-    """Write the card with its pictures, from the metrics up to the exported epoch."""
-    run = dataclasses.replace(
+def _until(run: Run, epoch: int) -> Run:
+    """A run without the metrics and evaluations after an epoch."""
+    return dataclasses.replace(
         run,
-        metrics=[row for row in run.metrics if int(row["epoch"]) <= exported.epoch],
-        evaluations=[evaluation for evaluation in run.evaluations if evaluation.epoch <= exported.epoch],
+        metrics=[row for row in run.metrics if int(row["epoch"]) <= epoch],
+        evaluations=[evaluation for evaluation in run.evaluations if evaluation.epoch <= epoch],
     )
+
+
+def _write_card(run: Run, config: Config, exported: Exported, pictures: Sequence[Picture], place: Path) -> None:
+    """Write the card with its pictures."""
+    images = [(picture.prompt, f"images/{i}.png") for i, picture in enumerate(pictures)]
+    for picture, (_, file) in zip(pictures, images, strict=True):
+        (place / file).parent.mkdir(exist_ok=True)
+        picture.save(place / file)
     draw_curves(run, place / "curves.png")
     draw_samples(run, place / "samples.png")
-    (place / "README.md").write_text(render_card(run, config, exported), encoding="utf-8")
+    card = render_card(run, config, dataclasses.replace(exported, images=images))
+    (place / "README.md").write_text(card, encoding="utf-8")
+
+
+def _warn_of_rounding(written: WrittenModel) -> None:
+    """Warn of a merged model that is another model than the base model with its LoRA."""
+    if written.rounding is not None and written.rounding > _NOTABLE_ROUNDING:
+        logger.warning(
+            "the merged model is not the base model with its LoRA: rounding to %s takes %s of the LoRA's change away; "
+            "export with --dtype float32, or with --to diffusers, which keeps the LoRA apart",
+            written.dtype,
+            percent(written.rounding),
+        )

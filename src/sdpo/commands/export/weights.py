@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +27,9 @@ Format = Literal["diffusers", "comfyui", "merged"]
 Kind = Literal["ema", "raw"]
 """The moving average of the weights, or the trained weights themselves."""
 
+DataType = Literal["float32", "bfloat16", "float16"]
+"""The data type of merged weights."""
+
 _LORA_FILE = "pytorch_lora_weights.safetensors"
 _CPU = torch.device("cpu")
 
@@ -38,12 +43,14 @@ class ChosenWeights:
         checkpoint: the checkpoint that holds them; None stands for the run's own result.
         averaged: whether they are the moving average.
         words: what the card calls them.
+        written: when the run wrote them, in UTC, to the second.
     """
 
     epoch: int
     checkpoint: Checkpoint | None
     averaged: bool
     words: str
+    written: datetime
 
 
 @dataclass(frozen=True)
@@ -52,11 +59,18 @@ class WrittenModel:
 
     Attributes:
         backbone: the model.
+        lora_name: a name for the LoRA that no other export of the user has.
         lora_file: the name of the LoRA's file; None where a whole pipeline was written.
+        dtype: data type of the merged weights; None where nothing was merged or converted.
+        rounding: the relative L2 distance between the merged weights' change and the LoRA's; None where no LoRA was
+            merged.
     """
 
     backbone: PipelineBackbone
+    lora_name: str
     lora_file: str | None
+    dtype: DataType | None = None
+    rounding: float | None = None
 
 
 def choose_weights(run: RunDirectory, config: Config, kind: Kind | None, epoch: int | None) -> ChosenWeights:
@@ -78,10 +92,17 @@ def choose_weights(run: RunDirectory, config: Config, kind: Kind | None, epoch: 
     result = read_result(run, config)
     if result is not None and epoch is None:
         if averaged == result.averaged:
-            return ChosenWeights(result.epoch, None, averaged, _words(result.epoch, averaged, averages))
+            written = _time(result_record(result_folder(run, config)))
+            return ChosenWeights(result.epoch, None, averaged, _words(result.epoch, averaged, averages), written)
         epoch = result.epoch
     checkpoint = _load_checkpoint(run, epoch)
-    return ChosenWeights(checkpoint.epoch, checkpoint, averaged, _words(checkpoint.epoch, averaged, averages))
+    words = _words(checkpoint.epoch, averaged, averages)
+    return ChosenWeights(checkpoint.epoch, checkpoint, averaged, words, _time(run.checkpoints / str(checkpoint.epoch)))
+
+
+def _time(path: Path) -> datetime:
+    """The time of a file's or a folder's last change."""
+    return datetime.fromtimestamp(int(path.stat().st_mtime), UTC)
 
 
 def _load_checkpoint(run: RunDirectory, epoch: int | None) -> Checkpoint:
@@ -109,7 +130,7 @@ def _words(epoch: int, averaged: bool, averages: bool) -> str:
 
 @torch.no_grad()
 def write_weights(
-    run: RunDirectory, config: Config, chosen: ChosenWeights, to: Format, place: Path, name: str
+    run: RunDirectory, config: Config, chosen: ChosenWeights, to: Format, place: Path, dtype: DataType | None = None
 ) -> WrittenModel:
     """Write the chosen weights into a folder.
 
@@ -119,27 +140,36 @@ def write_weights(
         chosen: the weights.
         to: the form in which they are written.
         place: the folder, which exists and is empty.
-        name: the name of ComfyUI's file, without its suffix.
+        dtype: data type of merged weights; None takes the model's for a LoRA, and leaves all trained weights as the
+            run has them.
 
     Raises:
         UserError: if the model cannot be loaded, or ComfyUI reads no LoRA of this model.
     """
+    name = _lora_name(run, config, chosen)
     with tempfile.TemporaryDirectory() as scratch:
         if chosen.checkpoint is None:
             backbone, saved = load_tuned(config, run, _CPU), result_folder(run, config)
         else:
             backbone = _load_checkpointed(config, chosen.checkpoint, chosen.averaged)
             saved = backbone.save(Path(scratch))
-        if to == "merged" and config.lora is not None:
-            backbone.save_merged(place, DTYPES[config.model.dtype])
-            return WrittenModel(backbone, None)
+        if to == "merged" and (config.lora is not None or dtype is not None):
+            dtype = dtype or config.model.dtype
+            difference = backbone.save_merged(place, DTYPES[dtype])
+            return WrittenModel(backbone, name, None, dtype, None if config.lora is None else difference)
         if to == "comfyui":
             file = f"{name}.safetensors"
             backbone.save_comfyui(saved / _LORA_FILE, place / file)
-            return WrittenModel(backbone, file)
+            return WrittenModel(backbone, name, file)
         record = result_record(saved).name
         shutil.copytree(saved, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(record))
-    return WrittenModel(backbone, _LORA_FILE if to == "diffusers" and config.lora is not None else None)
+    return WrittenModel(backbone, name, _LORA_FILE if to == "diffusers" and config.lora is not None else None)
+
+
+def _lora_name(run: RunDirectory, config: Config, chosen: ChosenWeights) -> str:
+    """The run's name, the rewards' and the epoch, in characters that all file systems and prompts accept."""
+    raw = "-raw" if config.train.ema_decay is not None and not chosen.averaged else ""
+    return re.sub(r"[^\w.-]+", "_", f"{run.name}-{'-'.join(config.rewards)}-e{chosen.epoch}{raw}")
 
 
 def _load_checkpointed(config: Config, checkpoint: Checkpoint, averaged: bool) -> PipelineBackbone:

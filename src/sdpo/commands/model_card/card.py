@@ -12,10 +12,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sdpo.backbones import check_path
 from sdpo.commands.model_card.exported import Exported
+from sdpo.commands.model_card.license import base_license
 from sdpo.commands.model_card.snippet import snippet
 from sdpo.config import plain_yaml
 from sdpo.config.schema import Config
-from sdpo.report.formatting import decimals_for, number, step_label
+from sdpo.report.formatting import decimals_for, number, percent, step_label
 from sdpo.report.reader import COST_LABELS, Run
 from sdpo.report.stats import BeforeAfter, SplitName, before_and_after, score_names
 
@@ -59,7 +60,8 @@ def render_card(run: Run, config: Config, exported: Exported) -> str:
         config=config,
         exported=exported,
         costs=_costs(run, exported),
-        snippet=snippet(run, config, exported),
+        snippet=snippet(config, exported),
+        rounding=None if exported.rounding is None else percent(exported.rounding),
         tables=_tables(run) if run.base and run.tuned else [],
         settings=config.model_copy(update={"output_dir": None, "device": "auto", "trackers": []}).to_yaml(),
     )
@@ -68,12 +70,16 @@ def render_card(run: Run, config: Config, exported: Exported) -> str:
 def _front_matter(config: Config, exported: Exported) -> dict[str, Any]:
     """Return the metadata that the hub reads."""
     fields: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    fields |= base_license(config.model.path)
+    is_lora = exported.weight_name is not None
     if check_path(config.model.path) is None:
-        relation = "finetune" if exported.weight_name is None else "adapter"
-        fields |= {"base_model": config.model.path, "base_model_relation": relation}
+        fields |= {"base_model": config.model.path, "base_model_relation": "adapter" if is_lora else "finetune"}
     kind = "full-fine-tuning" if config.lora is None else "lora"
     tags = ["text-to-image", "diffusers", kind, "sdpo", "reinforcement-learning", "alignment", *config.rewards]
-    return {**fields, "tags": tags + (["comfyui"] if exported.for_comfyui else [])}
+    tags += ["template:diffusion-lora"] * is_lora + ["comfyui"] * exported.for_comfyui
+    if exported.images:
+        fields["widget"] = [{"text": prompt, "output": {"url": file}} for prompt, file in exported.images]
+    return {**fields, **({"instance_prompt": None} if is_lora else {}), "tags": tags}
 
 
 def _costs(run: Run, exported: Exported) -> list[str]:

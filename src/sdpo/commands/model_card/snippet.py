@@ -9,29 +9,26 @@ from typing import Any
 from sdpo.backbones import check_path
 from sdpo.commands.model_card.exported import Exported
 from sdpo.config.schema import Config
-from sdpo.report.reader import Run
 
 
-def snippet(run: Run, config: Config, exported: Exported) -> str:
-    """Return a program that loads the export and draws an image of the run's first prompt.
+def snippet(config: Config, exported: Exported) -> str:
+    """Return a program that loads the export and draws an image.
 
     Args:
-        run: the run, whose evaluations give the prompt.
         config: the run's configuration.
         exported: the folder's contents.
     """
-    lora = exported.weight_name is not None
-    prompt = next((e.seen.prompts[0] for e in run.evaluations if e.seen.prompts), "a photo of a cat")
+    lora, dtype = exported.weight_name is not None, _dtype(exported.dtype or config.model.dtype)
     return "\n".join(
         [
             "import torch",
             *_imports(config, lora),
             "",
             'device = "cuda" if torch.cuda.is_available() else "cpu"',
-            f"pipeline = DiffusionPipeline.from_pretrained({_source(config, exported)}, dtype={_dtype(config)})",
+            f"pipeline = DiffusionPipeline.from_pretrained({_source(config, exported)}, dtype={dtype})",
             *(_lora_lines(config, exported) if lora else []),
             "image = pipeline.to(device)(",
-            f"    prompt={prompt!r}, num_inference_steps={exported.steps}{_keywords(exported.arguments)},",
+            f"    prompt={exported.prompt!r}, num_inference_steps={exported.steps}{_keywords(exported.arguments)},",
             "    generator=torch.Generator().manual_seed(0),",
             ").images[0]",
             'image.save("image.png")',
@@ -64,9 +61,8 @@ def _source(config: Config, exported: Exported) -> str:
     return path + _keywords(revision | variant)
 
 
-def _dtype(config: Config) -> str:
-    dtype = f"torch.{config.model.dtype}"
-    return dtype + (' if device == "cuda" else torch.float32' if config.model.dtype == "float16" else "")
+def _dtype(name: str) -> str:
+    return f"torch.{name}" + (' if device == "cuda" else torch.float32' if name == "float16" else "")
 
 
 def _lora_lines(config: Config, exported: Exported) -> list[str]:

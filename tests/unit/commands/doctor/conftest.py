@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.small_run import config
 
 from sdpo import Config
 from sdpo.assembly import build
@@ -24,11 +25,16 @@ def make_config(tiny_pipeline: Path) -> MakeConfig:
 
     def make(**values: Any) -> Config:
         base: dict[str, Any] = dict(
-            model={"path": str(tiny_pipeline)}, lora={"rank": 2}, prompts={"train": ["cat", "dog"], "unseen": None},
-            sample={"num_steps": 3, "prompts_per_epoch": 8}, train={"batch_size": 4}, output_dir="run", device="cpu",
-            rewards={"colorfulness": 1.0}, evaluate={"judge": None},
-        )  # fmt: skip
-        return Config.load("emoji", **{**base, **values})
+            device="cpu",
+            prompts={"train": ["cat", "dog"]},
+            rewards={"colorfulness": 1.0},
+            advantage={"normalizer": "pair"},
+            sample={"num_steps": 3},
+            train={"warmup_steps": 0, "ema_decay": None},
+        )
+        for section, value in values.items():
+            base[section] = {**base.get(section, {}), **value} if isinstance(value, dict) else value
+        return config(tiny_pipeline, Path("run"), **base)
 
     return make
 

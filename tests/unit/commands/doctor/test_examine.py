@@ -10,28 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.command_line import Run
+from helpers import bad_rewards
+from helpers.command_line import Run, failed, succeeded
 
 from sdpo import Config
 from sdpo.commands.doctor import examine
 from sdpo.rewards.base import PlacedReward
-
-REWARDS = """
-import torch
-calls = 0
-def good(images, prompts, metadata): return images.std((1, 2, 3))
-def constant(images, prompts, metadata): return torch.zeros(len(prompts))
-def noisy(images, prompts, metadata): return torch.rand(len(prompts))
-def relative(images, prompts, metadata): return images.std((1, 2, 3)) - images.std((1, 2, 3)).mean()
-def sometimes(images, prompts, metadata):
-    global calls
-    calls += 1
-    return images.std((1, 2, 3)) * (1 + 1e-2 * (calls > 1))
-def empty(images, prompts, metadata): return -images.std((1, 2, 3))
-def short(images, prompts, metadata): return torch.zeros(len(prompts) - 1)
-def nan(images, prompts, metadata): return torch.full((len(prompts),), float("nan"))
-def raises(images, prompts, metadata): raise RuntimeError("the judge is asleep")
-"""
 
 
 def lines(output: str) -> dict[str, str]:
@@ -45,34 +29,39 @@ def lines(output: str) -> dict[str, str]:
 
 
 def test_a_healthy_run_and_every_kind_of_sick_reward(sdpo: Run, tmp_path: Path, tiny_overrides: list[str]) -> None:
-    (tmp_path / "mine.py").write_text(REWARDS)
-    healthy = sdpo("doctor", "emoji", *tiny_overrides, "rewards={mine:good: 1}")
-    assert healthy.returncode == 0, healthy.stdout + healthy.stderr
+    good = bad_rewards.path_to("contrast")
+    healthy = succeeded(sdpo("doctor", "emoji", *tiny_overrides, f"rewards={{{good}: 1}}"))
     found = lines(healthy.stdout)
     needed = "batches hub precision memory disk log-prob log-ratio determinism gradient images".split()
-    assert set(found) == {*needed, "reward mine:good"} and all(line.startswith("ok") for line in found.values()), found
+    assert set(found) == {*needed, f"reward {good}"} and all(line.startswith("ok") for line in found.values()), found
     assert "11 ok, 0 WARN, 0 FAIL" in healthy.stdout
 
-    names = re.findall(r"def (\w+)", REWARDS)
-    sick = sdpo("doctor", "emoji", *tiny_overrides, f"rewards={{{', '.join(f'mine:{n}: 1' for n in names)}}}")
-    assert sick.returncode == 1 and "Traceback" not in sick.stdout + sick.stderr
-    found = lines(sick.stdout)
     expected = {
-        "good": "ok", "constant": "FAIL.*nothing to learn", "noisy": "FAIL.*differently when asked twice",
-        "relative": "FAIL.*alone differently than in a batch", "sometimes": "WARN.*asked twice",
-        "empty": "WARN.*likes a blank image", "short": "FAIL.*one score an image", "nan": "FAIL.*nan for prompt",
+        "contrast": "ok", "constant": "FAIL.*nothing to learn", "noisy": "FAIL.*differently when asked twice",
+        "relative": "FAIL.*alone differently than in a batch", "Drifting": "WARN.*asked twice",
+        "blank": "WARN.*likes a blank image", "short": "FAIL.*one score an image", "nan": "FAIL.*nan for prompt",
         "raises": "FAIL.*the judge is asleep",
     }  # fmt: skip
+    names = {name: bad_rewards.path_to(name) for name in expected}
+    sick = sdpo("doctor", "emoji", *tiny_overrides, f"rewards={{{', '.join(f'{path}: 1' for path in names.values())}}}")
+    assert sick.returncode == 1 and "Traceback" not in sick.stdout + sick.stderr
+    found = lines(sick.stdout)
     for name, pattern in expected.items():
-        assert re.match(pattern, found[f"reward mine:{name}"]), found[f"reward mine:{name}"]
-    assert [p.name for p in tmp_path.iterdir() if p.name != "__pycache__"] == ["mine.py"], "nothing is written"
+        assert re.match(pattern, found[f"reward {names[name]}"]), found[f"reward {names[name]}"]
+    assert list(tmp_path.iterdir()) == [], "nothing is written"
 
 
-def test_mistakes_of_the_user_have_exit_code_2(sdpo: Run) -> None:
-    assert sdpo("doctor", "emojy").returncode == 2
-    assert sdpo("doctor", "emoji", "rewards={colorfulnes: 1}").returncode == 2
-    assert sdpo("doctor", "emoji", "stop_when=[{metric: x, below: 1}]").returncode == 2
-    assert sdpo("doctor", "emoji", "--steps").returncode == 2
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["emojy"], ["'emojy'", "did you mean 'emoji'"]),
+        (["emoji", "rewards={colorfulnes: 1}"], ["rewards: ", "'colorfulnes' (did you mean 'colorfulness'?)"]),
+        (["emoji", "stop_when=[{metric: x, below: 1}]"], ["stop_when", "'x'"]),
+        (["emoji", "--steps"], ["unrecognized arguments: --steps"]),
+    ],
+)
+def test_mistakes_of_the_user_have_exit_code_2(sdpo: Run, arguments: list[str], words: list[str]) -> None:
+    failed(sdpo("doctor", *arguments), *words)
 
 
 def test_a_model_that_cannot_be_loaded_is_a_finding(sdpo: Run, tmp_path: Path, tiny_pipeline: Path) -> None:

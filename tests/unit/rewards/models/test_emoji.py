@@ -5,23 +5,21 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sdpo.backbones import load_backbone
 from sdpo.errors import UserError
 from sdpo.rewards import load_reward
 from sdpo.rewards.models import emoji
 
 
 def test_the_embedded_reward_and_judge_know_a_sample_from_noise() -> None:
-    from sdpo.backbones import load_backbone
-
     backbone = load_backbone("emoji")
-    images = [
-        torch.from_numpy(__import__("numpy").array(i)) for i in backbone.generate(["fox", "frog"], 8, [0, 1], 1.0)
-    ]
-    pixels = torch.stack(images).permute(0, 3, 1, 2).float() / 255
+    images = np.stack([np.asarray(image) for image in backbone.generate(["fox", "frog"], 8, [0, 1], 1.0)])
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     torch.manual_seed(0)
     score, judge = load_reward("emoji_score"), load_reward("emoji_judge")
     right = torch.as_tensor(score(pixels, ["fox", "frog"], [{}, {}]))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from helpers.paths import import_path
+from helpers.reward_calls import ask
 
 from sdpo.errors import RewardError, UserError
-from sdpo.rewards import checked_scores, load_reward
+from sdpo.rewards import load_reward
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 
@@ -44,9 +44,8 @@ class Broken:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("ray")
     (folder / "red_for_ray.py").write_text(MODULE)
-    paths = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error",
-             runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}})  # fmt: skip
+             runtime_env={"env_vars": {"PYTHONPATH": import_path(folder), "OMP_NUM_THREADS": "1"}})  # fmt: skip
     sys.path.insert(0, str(folder))
     yield folder
     sys.path.remove(str(folder))
@@ -58,31 +57,25 @@ def pool(folder: Path, **options: Any) -> Any:
     return load_reward("ray", options=given | options)
 
 
-def call(reward: Any, prompts: list[str]) -> torch.Tensor:
-    images = torch.zeros(len(prompts), 3, 4, 4)
-    images[:, 0] = torch.arange(len(prompts)).view(-1, 1, 1) / 100
-    return checked_scores("ray", reward, images, prompts, [{} for _ in prompts])
-
-
 def test_scores_come_back_in_order_and_actors_survive_a_crash(cluster: Path) -> None:
     reward = pool(cluster)
     assert reward.remote
-    expected = pytest.approx([i / 100 for i in range(11)])
-    assert call(reward, ["x"] * 11).tolist() == expected
+    expected = pytest.approx([i / 255 for i in range(11)])
+    assert ask(reward, ["x"] * 11).tolist() == expected
     assert not (cluster / "died").exists()
-    assert call(reward, [*["x"] * 5, "die once", *["x"] * 5]).tolist() == expected
+    assert ask(reward, [*["x"] * 5, "die once", *["x"] * 5]).tolist() == expected
     assert (cluster / "died").exists(), "no actor crashed"
-    assert call(reward, ["x"] * 11).tolist() == expected
+    assert ask(reward, ["x"] * 11).tolist() == expected
     with pytest.raises(RewardError, match="ValueError.*not this one"):
-        call(reward, ["x", "x", "fail"])
+        ask(reward, ["x", "x", "fail"])
     with pytest.raises(RewardError, match="nan"):
-        call(reward, ["nan"])
-    assert call(reward, ["x"] * 3).tolist() == pytest.approx([0, 0.01, 0.02])
+        ask(reward, ["nan"])
+    assert ask(reward, ["x"] * 3).tolist() == pytest.approx([0, 1 / 255, 2 / 255])
 
 
 def test_an_actor_that_keeps_dying_is_an_error(cluster: Path) -> None:
     with pytest.raises(RewardError, match="an actor failed.*[Aa]ctor"):
-        call(pool(cluster, actors=1, restarts=1), ["die"])
+        ask(pool(cluster, actors=1, restarts=1), ["die"])
 
 
 def test_pools_that_cannot_be(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:

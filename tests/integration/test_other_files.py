@@ -1,0 +1,132 @@
+"""No command overwrites or deletes a file that sdpo did not write."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.command_line import Run
+from helpers.mutations import contents
+from helpers.written_runs import write_run
+from PIL import Image
+
+from sdpo import Config, Trainer, UserError
+
+CURVES = {1: [0.2, 0.4], 4: [0.4, 0.4]}
+
+
+def refused(sdpo: Run, folder: Path, *arguments: str, word: str = "cannot be written") -> None:
+    before = contents(folder)
+    result = sdpo(*arguments)
+    assert result.returncode == 2 and word in result.stderr and "Traceback" not in result.stderr, result.stderr
+    assert contents(folder) == before
+
+
+@pytest.fixture
+def command(tiny_overrides: list[str]) -> list[str]:
+    return ["train", "emoji", *tiny_overrides, "lora={rank: 2, alpha: 4}", "epochs=1"]
+
+
+def test_training_in_a_directory_of_the_users(sdpo: Run, tmp_path: Path, command: list[str]) -> None:
+    project = tmp_path / "proj"
+    for name in ("config.yaml", "metrics.jsonl", "lora/pytorch_lora_weights.safetensors", "evaluation/epoch_x.json"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("mine\n")
+    for more in ([], ["--dry-run"]):
+        refused(
+            sdpo, tmp_path, *command, "--output-dir", "proj", *more, word="holds config.yaml, evaluation, lora and 1"
+        )
+    assert "output_dir" in sdpo("doctor", *command[1:], "output_dir=proj").stdout
+
+
+def test_the_base_model_is_never_replaced_by_the_tuned_one(
+    sdpo: Run, tmp_path: Path, command: list[str], tiny_pipeline: Path
+) -> None:
+    shutil.copytree(tiny_pipeline, tmp_path / "proj" / "model")
+    settings = ["lora=null", "train.learning_rate=1e-6", "--output-dir", "proj"]
+    refused(sdpo, tmp_path, *command, "model.path=proj/model", *settings, word="which the run would replace")
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "proj" / "model", safety_checker=None)
+    config = Config.load("emoji", command[2:], lora=None, output_dir=str(tmp_path / "proj"))
+    with pytest.raises(UserError, match="which the run would replace"):
+        Trainer(config, pipeline=pipeline)
+
+
+def test_a_run_is_replaced_by_itself_alone(sdpo: Run, tmp_path: Path, command: list[str]) -> None:
+    """Also where its checkpoints were deleted to save space; the same run may begin again."""
+    assert sdpo(*command, "--output-dir", "run").returncode == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "lora" / "notes.txt").write_text("mine")
+    refused(sdpo, tmp_path, *command, "seed=7", "--output-dir", "run", word="seed: 42 → 7")
+    refused(sdpo, tmp_path, *command, "lora.path=run/lora", "--output-dir", "run", word="which the run would replace")
+    assert sdpo(*command, "--output-dir", "run").returncode == 0
+    assert (tmp_path / "run" / "lora" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("left", [".lock", "environment.json.tmp", "result.tmp"])
+def test_a_run_that_failed_early_or_was_interrupted_resumes(
+    sdpo: Run, tmp_path: Path, command: list[str], left: str
+) -> None:
+    (tmp_path / "mine.py").write_text("def raises(images, prompts, metadata): raise RuntimeError('asleep')\n")
+    assert sdpo(*command, "rewards={'mine:raises': 1.0}", "--output-dir", "run").returncode == 2
+    (tmp_path / "run" / left).mkdir() if left == "result.tmp" else (tmp_path / "run" / left).write_text("")
+    assert sdpo(*command, "--output-dir", "run").returncode == 0
+    assert (tmp_path / "run" / "lora" / "result.json").is_file()
+
+
+def test_reports_and_comparisons(sdpo: Run, tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, CURVES, seed=seed) for name, seed in (("a", 1), ("b", 2))]
+    for name in ("report.html", "curves.png", "samples.png"):
+        (tmp_path / "a" / name).write_text("mine")
+        refused(sdpo, tmp_path, "report", "a")
+        (tmp_path / "a" / name).unlink()
+    for _ in range(2):
+        assert sdpo("report", "a").returncode == 0
+    output = ["compare", *map(str, runs), "--output-dir", "all"]
+    for name in ("comparison.html", "comparison.csv", "comparison.md", "compare.png", "compare_queries.png"):
+        (tmp_path / "all").mkdir(exist_ok=True)
+        (tmp_path / "all" / name).write_text("mine")
+        refused(sdpo, tmp_path, *output)
+        refused(sdpo, tmp_path, "compare", "emoji", "--algorithms", "sdpo,ddpo", "--output-dir", "all")
+        (tmp_path / "all" / name).unlink()
+    for _ in range(2):
+        assert sdpo(*output).returncode == 0
+
+
+def test_outputs_of_the_other_commands(sdpo: Run, tmp_path: Path, tiny_pipeline: Path, command: list[str]) -> None:
+    (tmp_path / "notes.md").write_text("mine")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "photo.png")
+    model = str(tiny_pipeline)
+    evaluate = ["evaluate", model, "--steps", "1", "--reward", "colorfulness", "--images-per-prompt", "1", "--output"]
+    score = ["score", "--reward", "colorfulness", "photo.png", "-o"]
+    sample = ["sample", model, "cat", "--steps", "1", "-o"]
+    bench = ["bench", *command[1:], "--repetitions", "1"]
+    for words in (evaluate, score, [*bench, "-o"], [*bench, "--profile"]):
+        refused(sdpo, tmp_path, *words, "notes.md")
+        refused(sdpo, tmp_path, *words, "no/such/folder.json")
+    for name in ("notes.md", "photo.png"):
+        refused(sdpo, tmp_path, *sample, name)
+    for words, name in (
+        (evaluate, "e.json"),
+        (score, "s.json"),
+        (sample, "x.png"),
+        (sample, "x.jpg"),
+        (sample, "x.webp"),
+    ):
+        for _ in range(2):
+            result = sdpo(*words, name)
+            assert result.returncode == 0, result.stderr
+    for words, name in ((evaluate, "s.json"), (score, "e.json"), ([*bench, "-o"], "e.json")):
+        refused(sdpo, tmp_path, *words, name)
+
+
+def test_an_evaluation_of_a_run_replaces_evaluations_alone(sdpo: Run, tmp_path: Path, command: list[str]) -> None:
+    assert sdpo(*command, "--output-dir", "run").returncode == 0
+    evaluate = ["evaluate", "run", "--steps", "1", "--images-per-prompt", "1"]
+    (tmp_path / "run" / "evaluation.json").write_text("mine")
+    refused(sdpo, tmp_path, *evaluate)
+    (tmp_path / "run" / "evaluation.json").unlink()
+    assert sdpo(*evaluate).returncode == 0
+    assert "in place of its earlier contents" in sdpo(*evaluate).stdout

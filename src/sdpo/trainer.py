@@ -64,7 +64,7 @@ class Trainer:
     ) -> None:
         given = Given(pipeline, reward, prompts)
         self.config = given.describe(config or Config.load())
-        check_names(self.config, given.rewards(self.config))
+        check_names(self.config, given.rewards)
         processes, sharding = join_processes(self.config)
         run = RunDirectory(Path(self.config.output_dir or DEFAULT))
         check_directory(run, self.config)

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.command_line import Run
-from helpers.mutations import contents
+from helpers.command_line import Run, failed
+from helpers.run_files import contents
 from helpers.written_runs import write_run
 from PIL import Image
 
@@ -18,8 +18,7 @@ CURVES = {1: [0.2, 0.4], 4: [0.4, 0.4]}
 
 def refused(sdpo: Run, folder: Path, *arguments: str, word: str = "cannot be written") -> None:
     before = contents(folder)
-    result = sdpo(*arguments)
-    assert result.returncode == 2 and word in result.stderr and "Traceback" not in result.stderr, result.stderr
+    failed(sdpo(*arguments), word)
     assert contents(folder) == before
 
 

@@ -102,6 +102,28 @@ def test_a_reward_given_in_python_is_asked_for_by_name(sdpo: Run, tiny_pipeline:
     succeeded(sdpo("evaluate", "run", "--steps", "1", "--reward", "colorfulness"))
 
 
+def test_a_reward_with_the_name_of_a_built_in_is_never_taken_for_it(
+    sdpo: Run, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    def colorfulness(images: torch.Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> torch.Tensor:
+        return -images.mean((1, 2, 3))
+
+    settings = config(None, tmp_path / "run", epochs=1)
+    Trainer(settings, pipeline=load_pipeline(tiny_pipeline), reward=colorfulness).train()
+    name = "(in Python) colorfulness"
+    assert f"eval/{name}/1" in rows(tmp_path / "run")[0]
+    failed(sdpo("evaluate", "run", "--steps", "1"), f"{name!r} was a Python object", "--reward")
+    failed(sdpo("train", "run/config.yaml", "--output-dir", "run"), name)
+
+    (tmp_path / "mine.py").write_text("def colorfulness(images, prompts, metadata): return -images.mean((1, 2, 3))\n")
+    import mine  # type: ignore[import-not-found]
+
+    settings = config(None, tmp_path / "other", epochs=1)
+    Trainer(settings, pipeline=load_pipeline(tiny_pipeline), reward=mine.colorfulness).train()
+    table = succeeded(sdpo("evaluate", "other", "--steps", "1", "--images-per-prompt", "1")).stdout
+    assert "mine:colorfulness" in table and "-0." in table
+
+
 def test_a_pipeline_a_reward_and_prompts_given_in_python(tiny_pipeline: Path, tmp_path: Path) -> None:
     seen: list[str] = []
 

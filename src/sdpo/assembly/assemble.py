@@ -92,7 +92,7 @@ def build(
     backbone = _trainable_backbone(config, processes, given, sharding)
     denoiser = _training_schedule(config, backbone)
     names = dict.fromkeys([*config.rewards, *config.evaluate.observers]) if with_rewards else {}
-    rewards = load_rewards(config, names, processes.device, given.rewards(config))
+    rewards = load_rewards(config, names, processes.device, given.rewards)
     texts = [p.text for p in [*train, *unseen]]
     warn_of_truncated(backbone, texts)
     model = build_model(config, processes, texts, backbone)

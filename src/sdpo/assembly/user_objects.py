@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sdpo.assembly.model import describe_pipeline
 from sdpo.config import Config
-from sdpo.config.load import read_mapping
 from sdpo.errors import UserError
 from sdpo.rewards.base import Reward
 from sdpo.rewards.registry import REWARDS
-from sdpo.run.directory import DEFAULT, RunDirectory
 from sdpo.system.dotted_path import IN_PYTHON, is_dotted, path_to
 
 GivenPrompts = str | os.PathLike[str] | Sequence[str] | Sequence[dict[str, Any]] | Mapping[str, Any]
@@ -36,13 +33,10 @@ class Given:
     reward: Reward | Callable[..., Any] | None = None
     prompts: GivenPrompts | None = None
 
-    def rewards(self, config: Config) -> dict[str, Any]:
-        """The user's own reward by the name under which the run records it; empty where there is none.
-
-        Args:
-            config: the configuration that `describe` returned.
-        """
-        return {} if self.reward is None else dict.fromkeys(config.rewards, self.reward)
+    @property
+    def rewards(self) -> dict[str, Any]:
+        """The user's own reward by the name under which the run records it; empty where there is none."""
+        return {} if self.reward is None else {_name(self.reward): self.reward}
 
     def describe(self, config: Config) -> Config:
         """Describe these objects in a configuration, and validate the result.
@@ -60,7 +54,7 @@ class Given:
         if self.prompts is not None:
             data["prompts"] = _describe_prompts(self.prompts, data["prompts"])
         if self.reward is not None:
-            data["rewards"] = {_name(self.reward, config): 1.0}
+            data["rewards"] = dict.fromkeys(self.rewards, 1.0)
             named = {*data["rewards"], *config.evaluate.observers}
             data["reward_options"] = {name: value for name, value in data["reward_options"].items() if name in named}
         if self.pipeline is not None:
@@ -81,11 +75,11 @@ def _describe_prompts(prompts: Any, section: dict[str, Any]) -> dict[str, Any]:
     return {"train": list(prompts), "unseen": None}
 
 
-def _name(reward: Any, config: Config) -> str:
-    """The name under which a run records the user's own reward, which no command takes for another reward.
+def _name(reward: Any) -> str:
+    """The name under which a run records the user's own reward, and which stands for no other reward.
 
-    A function that can be imported has its dotted path. Any other has its own name, marked where that would be taken
-    for a built-in reward or for a dotted path.
+    It is the reward's own name. Where a built-in reward has that name, it is the dotted path of a function that can be
+    imported, and a name that no command knows for any other.
     """
     if isinstance(reward, type) or not callable(reward):
         raise UserError(
@@ -93,16 +87,6 @@ def _name(reward: Any, config: Config) -> str:
             "give an instance of a class; to name a reward, use Config.load(rewards={name: 1.0})"
         )
     own: str = getattr(reward, "__name__", type(reward).__name__)
-    ambiguous = own in REWARDS or is_dotted(own)
-    if not ambiguous and _recorded_rewards(config) == [own]:
-        return own  # the run was begun by a version that recorded no dotted paths
-    return path_to(reward) or (f"{IN_PYTHON} {own}" if ambiguous else own)
-
-
-def _recorded_rewards(config: Config) -> list[str]:
-    """The names of the rewards of the run that the configuration may resume."""
-    run = RunDirectory(Path(config.output_dir or DEFAULT))
-    try:
-        return list(read_mapping(run.config).get("rewards") or []) if run.is_run else []
-    except (OSError, ValueError, TypeError, UserError):
-        return []  # no run, or a damaged one: the session says so when it starts
+    if own not in REWARDS and not is_dotted(own):
+        return own
+    return path_to(reward) or f"{IN_PYTHON} {own}"

@@ -68,7 +68,7 @@ def test_damaged_files(sdpo: Run, tmp_path: Path, words: list[str], whole: Path,
 
 
 def test_commands_on_damaged_run_directories(sdpo: Run, tmp_path: Path, whole: Path) -> None:
-    """They say what is wrong, or leave it out."""
+    """Commands that read a run say what is wrong with it, or leave the damaged part out."""
     nested = {"config.yaml": b"a: " + b"[" * 5000, "metrics.jsonl": b"[" * 100_000 + b"\n"}
     nested["stopped.json"] = nested["evaluation/epoch_0002.json"] = nested["metrics.jsonl"]
     nested["export/diffusers/sdpo_export.json"] = b'{"files": 3}'

@@ -1,1 +1,1 @@
-"""What tests share: models of random weights, small runs, processes that can be killed."""
+"""Parts that tests share: models of random weights, small runs, processes that can be killed."""

@@ -1,4 +1,4 @@
-"""What tests of all families share: wrapped models, trajectories, and the pipelines' own calls beside them."""
+"""Wrapped models of all families, their trajectories, and the pipelines' own calls beside them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def wrapped(make: Callable[[], Any], **changes: Any) -> PipelineBackbone:
 
 
 def trajectories(policy: Policy, steps: int, eta: float, branches: int = 1, micro_batch: int = 2) -> Trajectories:
-    """Of the two prompts; the noise comes from seed 0, epoch 0 and samples 0 and 1."""
+    """Trajectories of the two prompts, with the noise of seed 0, epoch 0 and samples 0 and 1."""
     denoiser = policy.backbone.denoiser(steps, eta)
     parts = rollout(policy, denoiser, PromptEmbeddings(policy.backbone, PROMPTS), [Prompt(p) for p in PROMPTS],
                     [0, 1], seed=0, epoch=0, branches=branches, micro_batch=micro_batch)  # fmt: skip
@@ -50,7 +50,7 @@ def replayed(policy: Policy, data: Trajectories, eta: float, rows: list[tuple[in
 def own_call(
     backbone: PipelineBackbone, start: Tensor, steps: int, guidance: float, output: str, **extra: Any
 ) -> Tensor:
-    """What the pipeline itself makes of standard normal noise: images, or latents as the loop holds them."""
+    """The pipeline's own result for standard normal noise: images, or latents as the loop holds them."""
     pipeline = backbone.pipeline
     name = type(pipeline).__name__
     if name == "FluxPipeline":

@@ -51,7 +51,7 @@ def vae() -> AutoencoderTiny:
 
 
 def ddim() -> DDIMScheduler:
-    """As SD-Turbo's users set it up: trailing."""
+    """The scheduler as users of SD-Turbo set it up: trailing timesteps."""
     return DDIMScheduler.from_pretrained(EMBEDDED["emoji"] / "scheduler")
 
 

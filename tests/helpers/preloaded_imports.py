@@ -1,4 +1,4 @@
-"""What the server that forks has imported."""
+"""Imports of the server that forks processes."""
 
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # noqa: F401

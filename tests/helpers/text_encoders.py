@@ -67,7 +67,7 @@ def _language_model(vocabulary: int) -> dict[str, Any]:
 
 
 def gemma(text: str) -> tuple[GemmaTokenizer, Gemma2Model]:
-    """Its tokenizer knows the words of a text as a whole."""
+    """A tokenizer that knows the words of a text as a whole, and its model."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
     trained.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")

@@ -1,4 +1,4 @@
-"""What users get wrong: exit code 2, one message that says what and how to fix it, no traceback."""
+"""Mistakes of users: exit code 2, one message that says what and how to fix it, no traceback."""
 
 from __future__ import annotations
 

@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.command_line import Run, failed
+from helpers import bad_rewards
+from helpers.command_line import Run, failed, succeeded
+from helpers.pipelines import load_pipeline
 from helpers.run_files import contents
 from helpers.written_runs import write_run
 from PIL import Image
@@ -17,6 +19,7 @@ CURVES = {1: [0.2, 0.4], 4: [0.4, 0.4]}
 
 
 def refused(sdpo: Run, folder: Path, *arguments: str, word: str = "cannot be written") -> None:
+    """Assert that a command fails with a word in its message and changes nothing in the folder."""
     before = contents(folder)
     failed(sdpo(*arguments), word)
     assert contents(folder) == before
@@ -24,7 +27,7 @@ def refused(sdpo: Run, folder: Path, *arguments: str, word: str = "cannot be wri
 
 @pytest.fixture
 def command(tiny_overrides: list[str]) -> list[str]:
-    return ["train", "emoji", *tiny_overrides, "lora={rank: 2, alpha: 4}", "epochs=1"]
+    return ["train", "emoji", *tiny_overrides, "epochs=1"]
 
 
 def test_training_in_a_directory_of_the_users(sdpo: Run, tmp_path: Path, command: list[str]) -> None:
@@ -45,9 +48,7 @@ def test_the_base_model_is_never_replaced_by_the_tuned_one(
     shutil.copytree(tiny_pipeline, tmp_path / "proj" / "model")
     settings = ["lora=null", "train.learning_rate=1e-6", "--output-dir", "proj"]
     refused(sdpo, tmp_path, *command, "model.path=proj/model", *settings, word="which the run would replace")
-    from diffusers import StableDiffusionPipeline
-
-    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "proj" / "model", safety_checker=None)
+    pipeline = load_pipeline(tmp_path / "proj" / "model")
     config = Config.load("emoji", command[2:], lora=None, output_dir=str(tmp_path / "proj"))
     with pytest.raises(UserError, match="which the run would replace"):
         Trainer(config, pipeline=pipeline)
@@ -55,12 +56,12 @@ def test_the_base_model_is_never_replaced_by_the_tuned_one(
 
 def test_a_run_is_replaced_by_itself_alone(sdpo: Run, tmp_path: Path, command: list[str]) -> None:
     """Also where its checkpoints were deleted to save space; the same run may begin again."""
-    assert sdpo(*command, "--output-dir", "run").returncode == 0
+    succeeded(sdpo(*command, "--output-dir", "run"))
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     (tmp_path / "run" / "lora" / "notes.txt").write_text("mine")
     refused(sdpo, tmp_path, *command, "seed=7", "--output-dir", "run", word="seed: 42 → 7")
     refused(sdpo, tmp_path, *command, "lora.path=run/lora", "--output-dir", "run", word="which the run would replace")
-    assert sdpo(*command, "--output-dir", "run").returncode == 0
+    succeeded(sdpo(*command, "--output-dir", "run"))
     assert (tmp_path / "run" / "lora" / "notes.txt").read_text() == "mine"
 
 
@@ -68,10 +69,10 @@ def test_a_run_is_replaced_by_itself_alone(sdpo: Run, tmp_path: Path, command: l
 def test_a_run_that_failed_early_or_was_interrupted_resumes(
     sdpo: Run, tmp_path: Path, command: list[str], left: str
 ) -> None:
-    (tmp_path / "mine.py").write_text("def raises(images, prompts, metadata): raise RuntimeError('asleep')\n")
-    assert sdpo(*command, "rewards={'mine:raises': 1.0}", "--output-dir", "run").returncode == 2
+    reward = f"rewards={{'{bad_rewards.path_to('raises')}': 1.0}}"
+    failed(sdpo(*command, reward, "--output-dir", "run"), "the judge is asleep")
     (tmp_path / "run" / left).mkdir() if left == "result.tmp" else (tmp_path / "run" / left).write_text("")
-    assert sdpo(*command, "--output-dir", "run").returncode == 0
+    succeeded(sdpo(*command, "--output-dir", "run"))
     assert (tmp_path / "run" / "lora" / "result.json").is_file()
 
 
@@ -82,7 +83,7 @@ def test_reports_and_comparisons(sdpo: Run, tmp_path: Path) -> None:
         refused(sdpo, tmp_path, "report", "a")
         (tmp_path / "a" / name).unlink()
     for _ in range(2):
-        assert sdpo("report", "a").returncode == 0
+        succeeded(sdpo("report", "a"))
     output = ["compare", *map(str, runs), "--output-dir", "all"]
     for name in ("comparison.html", "comparison.csv", "comparison.md", "compare.png", "compare_queries.png"):
         (tmp_path / "all").mkdir(exist_ok=True)
@@ -91,7 +92,7 @@ def test_reports_and_comparisons(sdpo: Run, tmp_path: Path) -> None:
         refused(sdpo, tmp_path, "compare", "emoji", "--algorithms", "sdpo,ddpo", "--output-dir", "all")
         (tmp_path / "all" / name).unlink()
     for _ in range(2):
-        assert sdpo(*output).returncode == 0
+        succeeded(sdpo(*output))
 
 
 def test_outputs_of_the_other_commands(sdpo: Run, tmp_path: Path, tiny_pipeline: Path, command: list[str]) -> None:
@@ -115,17 +116,16 @@ def test_outputs_of_the_other_commands(sdpo: Run, tmp_path: Path, tiny_pipeline:
         (sample, "x.webp"),
     ):
         for _ in range(2):
-            result = sdpo(*words, name)
-            assert result.returncode == 0, result.stderr
+            succeeded(sdpo(*words, name))
     for words, name in ((evaluate, "s.json"), (score, "e.json"), ([*bench, "-o"], "e.json")):
         refused(sdpo, tmp_path, *words, name)
 
 
 def test_an_evaluation_of_a_run_replaces_evaluations_alone(sdpo: Run, tmp_path: Path, command: list[str]) -> None:
-    assert sdpo(*command, "--output-dir", "run").returncode == 0
+    succeeded(sdpo(*command, "--output-dir", "run"))
     evaluate = ["evaluate", "run", "--steps", "1", "--images-per-prompt", "1"]
     (tmp_path / "run" / "evaluation.json").write_text("mine")
     refused(sdpo, tmp_path, *evaluate)
     (tmp_path / "run" / "evaluation.json").unlink()
-    assert sdpo(*evaluate).returncode == 0
+    succeeded(sdpo(*evaluate))
     assert "in place of its earlier contents" in sdpo(*evaluate).stdout

@@ -1,4 +1,4 @@
-"""What the command line prints, and when it stops to print."""
+"""The output of the command line, and a reader that stops to read it."""
 
 from __future__ import annotations
 

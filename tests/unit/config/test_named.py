@@ -207,10 +207,7 @@ def test_callbacks_are_classes_with_fields() -> None:
         (["algorithm=own:Abstract"], ["own:Abstract cannot be built: TypeError", "loss"]),
         (["algorithm=[1]"], ["algorithm: expected a name, a dotted path", "got [1]"]),
         (["algorithm={name: {}}"], ["algorithm: expected a name"]),
-        (
-            ["algorithm=own:Mine", "algorithm.bta=1"],
-            ["'bta' of algorithm own:Mine (did you mean 'beta'?)"],
-        ),
+        (["algorithm=own:Mine", "algorithm.bta=1"], ["'bta' of algorithm own:Mine (did you mean 'beta'?)"]),
         (["algorithm=own:Mine", "algorithm.cache=1"], ["unknown key 'cache'"]),
         (["algorithm=own:Mine", "algorithm.beta=x"], ["algorithm.beta: Input should be a valid number", "'x'"]),
         (["algorithm=own:Mine", "algorithm.beta=.nan"], ["algorithm.beta: must be a finite number"]),
@@ -223,10 +220,7 @@ def test_callbacks_are_classes_with_fields() -> None:
         (["algorithm=own:Odd"], ["algorithm.other: a configuration cannot hold the type", "field(init=False)"]),
         (["algorithm=own:Unwritable"], ["algorithm.thing: ", "cannot be written to config.yaml"]),
         (["algorithm.credit=futur"], ["algorithm.credit: there is no credit rule 'futur' (did you mean 'future'?)"]),
-        (
-            ["algorithm.credit=own:Mine"],
-            ["algorithm.credit: 'own:Mine' is not a subclass of sdpo.Credit"],
-        ),
+        (["algorithm.credit=own:Mine"], ["algorithm.credit: 'own:Mine' is not a subclass of sdpo.Credit"]),
         (["algorithm.credit={ratio: 1}"], ["algorithm.credit: expected a name", "got {'ratio': 1}"]),
         (["algorithm.credit={name: future, x: 1}"], ["algorithm.credit: unknown key 'x' of credit rule future"]),
         (
@@ -246,10 +240,7 @@ def test_callbacks_are_classes_with_fields() -> None:
         ),
         (["callbacks=[own:Notify]"], ["callbacks.0: callback own:Notify needs the field 'channel'"]),
         (["callbacks=own:Notify"], ["callbacks: ", "valid list"]),
-        (
-            ["algorithm.credit=own:Plain", "sample.num_steps=1"],
-            ["algorithm.credit=own:Plain", "sample.num_steps=1"],
-        ),
+        (["algorithm.credit=own:Plain", "sample.num_steps=1"], ["algorithm.credit=own:Plain", "sample.num_steps=1"]),
     ],
 )
 def test_mistakes_are_named_with_their_place(overrides: list[str], words: list[str]) -> None:

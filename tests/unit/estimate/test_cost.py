@@ -1,4 +1,4 @@
-"""What a dry run says of cost and batches."""
+"""The cost and the batches that a dry run shows."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Pictures(Plane):
 
 
 def evaluated(ranks: int = 1, micro_batch: int = 4) -> list[EvaluatedImages]:
-    """What each rank knows after an evaluation of two images a prompt, of which the first is monitored."""
+    """The results of each rank after an evaluation of two images a prompt, of which the first is monitored."""
 
     def first(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
         assert [m["n"] for m in metadata] == ["abc".index(p) + 1 for p in prompts]

@@ -1,4 +1,4 @@
-"""What is not finite is named where it begins, and its optimizer step leaves nothing behind."""
+"""A value that is not finite is named where it begins, and its optimizer step leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_no_image_is_scored_twice_and_rewards_reach_their_steps(plan: str, steps
 
 
 def test_a_group_s_weights_put_no_difference_where_rewards_have_none() -> None:
-    """What one trajectory's own weights do: equal rewards at every queried step, unequal ones in between."""
+    """A trajectory's own weights give equal rewards at every queried step and unequal ones in between."""
     p = part(20, steps=6)
     assert p.x0 is not None
     p.x0[:, 1, :, 0, 0, 0] = p.x0[:, 0, :, 0, 0, 0]  # what is rewarded is the same in both branches, and nothing else

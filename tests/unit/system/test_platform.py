@@ -1,4 +1,4 @@
-"""What works without the POSIX parts of the operating system."""
+"""sdpo without the POSIX parts of the operating system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each algorithm against numbers by hand, and the property that characterises it."""
+"""The algorithms against numbers by hand, and the property that characterises it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # make demo     train the embedded model and write its report
-# make test     lint, types, layers, all tests
+# make test     lint, types, layers, all tests, in two processes (WORKERS=4: in four)
 # make test-minimum   tests with the oldest versions that pyproject.toml accepts, on Python 3.11
 # make layers   check that imports only go down the layers (pyproject.toml, [tool.importlinter])
 # make audit    list known vulnerabilities of the installed packages; needs a network
@@ -8,6 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 VENV_MINIMUM ?= .venv-minimum
 RUN ?= runs/demo
+WORKERS ?= 2
 # Without the golden numbers, which were stored with the versions of constraints.txt, and what the versions do not touch.
 TESTS_MINIMUM ?= tests/unit tests/families tests/integration/test_run.py tests/integration/test_sharding.py
 
@@ -29,7 +30,7 @@ demo: $(BIN)/.installed
 	$(BIN)/sdpo train emoji --output-dir $(RUN)
 
 test: lint types layers
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 $(VENV_MINIMUM)/.installed: pyproject.toml constraints-minimum.txt
 	$(CHECK_PYTHON)

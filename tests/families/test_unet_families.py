@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from diffusers import (
 from helpers.families import PROMPTS, check_parity, trajectories, wrapped
 from helpers.pipelines import latent_consistency, stable_diffusion, stable_diffusion_xl
 
-from sdpo.backbones import wrap_pipeline
+from sdpo.backbones import PipelineBackbone, schedules, wrap_pipeline
 from sdpo.errors import UserError
 from sdpo.loop.policy import Policy
 
@@ -181,6 +183,83 @@ def test_a_replaced_scheduler_keeps_the_noise_levels() -> None:
     backbone = wrap_pipeline(SD(), scheduler={"timestep_spacing": "leading"})
     assert isinstance(backbone.pipeline.scheduler, DDIMScheduler)
     assert backbone.denoiser(2, 1.0).timesteps.tolist() == [501, 1]
+
+
+OWN = {"timestep_spacing": "trailing"}
+
+
+@pytest.mark.parametrize(
+    ("present", "settings", "clips"),
+    [
+        (euler, {"name": "DDIMScheduler"}, False),
+        (ancestral, {"name": "DDIMScheduler"}, False),
+        (LCMScheduler, {"name": "DDIMScheduler", **OWN}, False),
+        (lambda: LCMScheduler(clip_sample=True), {"name": "DDIMScheduler", **OWN}, True),
+        (euler, {"name": "DDIMScheduler", "clip_sample": True}, True),
+        (euler, {"name": "LCMScheduler"}, False),
+        (lambda: ddim(clip_sample=True), {"set_alpha_to_one": False}, True),
+        (DDIMScheduler, OWN, True),
+        (DDIMScheduler, {"clip_sample": False, **OWN}, False),
+        (ddim, OWN, False),
+    ],
+)
+def test_a_replaced_scheduler_clips_only_where_the_model_or_the_user_says_so(
+    present: Callable[[], Any], settings: dict[str, Any], clips: bool
+) -> None:
+    """Latents are not in −1 … 1: diffusers' default of DDIM would cut them off."""
+    pipeline = SD()
+    pipeline.scheduler = present()
+    backbone = wrap_pipeline(pipeline, scheduler=settings)
+    assert backbone.pipeline.scheduler.config.clip_sample is clips
+    denoiser = backbone.denoiser(2, 1.0)
+    latents = torch.full((1, *backbone.latent_shape), 50.0)
+    x0 = denoiser.transition(latents, torch.zeros_like(latents), torch.tensor([0])).x0
+    assert x0 is not None and (x0.max() == 1 if clips else x0.max() > 1)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "sdpo"]
+
+
+@pytest.mark.parametrize(
+    ("make", "steps", "first"),
+    [(ddim, 1, 1), (ddim, 4, 751), (ddim, 8, 876), (ddim, 9, 889), (euler, 4, 751), (ancestral, 2, 501)],
+)
+def test_few_steps_that_begin_far_from_noise_are_refused_after_a_fused_lora(
+    make: Callable[..., Any], steps: int, first: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SDXL-Lightning on SDXL's own scheduler would be given pure noise as the latent of timestep 1."""
+    teacher = wrapped(SD)
+    teacher.train_lora(2, 2, None)
+    fuse = {"path": str(teacher.save(tmp_path)), "scale": 1.0, "weight_name": None}
+
+    def fused(**spacing: str) -> PipelineBackbone:
+        pipeline = SD()
+        pipeline.scheduler = make(timestep_spacing="leading", steps_offset=1)
+        return wrap_pipeline(pipeline, scheduler=spacing or None, fuse_lora=fuse)
+
+    begins = rf"begins {steps} steps? at timestep {first} of 1000.*set model.scheduler.timestep_spacing=trailing"
+    with pytest.raises(UserError, match=f"model.fuse_lora: .*timestep_spacing=leading, {begins}"):
+        fused().denoiser(steps, 1.0)
+    assert not warnings(caplog)
+    assert fused(timestep_spacing="trailing").denoiser(steps, 1.0).timesteps[0] == 999
+    assert fused().denoiser(10, 1.0).timesteps[0] == 901
+    pipeline = SD()  # a model that was not made for few steps draws, but badly
+    pipeline.scheduler = make(timestep_spacing="leading", steps_offset=1)
+    schedules._warn_once.cache_clear()
+    for _ in range(2):
+        wrap_pipeline(pipeline).denoiser(steps, 1.0)
+    (text,) = warnings(caplog)
+    assert re.search(begins, text)
+
+
+def test_the_first_timesteps_of_usual_schedules_are_not_remarked_on(caplog: pytest.LogCaptureFixture) -> None:
+    for make, scheduler in ((SD, ddim), (SD, euler), (XL, ancestral), (latent_consistency, LCMScheduler)):
+        pipeline = make()
+        pipeline.scheduler = scheduler()
+        for steps in (1, 2, 4, 8):
+            wrap_pipeline(pipeline).denoiser(steps, 1.0)
+    assert not warnings(caplog)
 
 
 @pytest.mark.parametrize(

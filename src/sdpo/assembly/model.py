@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sdpo.backbones import PipelineBackbone, load_backbone, wrap_pipeline
+from sdpo.backbones import PipelineBackbone, load_backbone, origin, wrap_pipeline
 from sdpo.config import Config
 from sdpo.config.sections import ModelConfig
 from sdpo.distributed.launch import loading_everywhere
@@ -41,8 +41,7 @@ def describe_pipeline(model: ModelConfig, pipeline: Any) -> dict[str, Any]:
     dtype = str(getattr(network, "dtype", torch.float32)).removeprefix("torch.")
     if dtype not in DTYPES:
         raise UserError(f"the pipeline computes in {dtype}: load it in one of {', '.join(DTYPES)}")
-    origin = getattr(pipeline, "name_or_path", None) or IN_PYTHON
-    return {**model.model_dump(), "path": str(origin), "dtype": dtype}
+    return {**model.model_dump(), "path": origin(pipeline) or IN_PYTHON, "dtype": dtype}
 
 
 @loading_everywhere()
@@ -75,8 +74,9 @@ def load_model(
         return wrap_pipeline(pipeline, place or device, **changes)
     if model.path == IN_PYTHON:
         raise UserError(
-            "this run was given a pipeline in Python that does not say where it came from: save the pipeline with "
-            "pipeline.save_pretrained(FOLDER), and write the folder into the run's config.yaml as model.path"
+            "this run was given a pipeline in Python that does not say where it came from, or whose weights had been "
+            "changed, as by fuse_lora: save the pipeline with pipeline.save_pretrained(FOLDER), and write the folder "
+            "into the run's config.yaml as model.path"
         )
     return load_backbone(
         model.path, revision=model.revision, variant=model.variant, dtype=dtype, device=place or device, **changes

@@ -2,6 +2,7 @@
 
 from sdpo.backbones.base import Backbone, Conditioning
 from sdpo.backbones.load import check_path, embedded, family_of, load_backbone, pipeline_index, wrap_pipeline
+from sdpo.backbones.loaded import origin
 from sdpo.backbones.model_index import ModelFacts
 from sdpo.backbones.pipeline import PipelineBackbone
 
@@ -14,6 +15,7 @@ __all__ = [
     "embedded",
     "family_of",
     "load_backbone",
+    "origin",
     "pipeline_index",
     "wrap_pipeline",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sdpo.backbones import lora
+from sdpo.backbones.loaded import cached_folder, check_components_loaded, check_has_values
 from sdpo.backbones.model_index import can_only_be_local, check_components, read_index
 from sdpo.backbones.pipeline import PipelineBackbone
 from sdpo.backbones.schedules import replace_scheduler
@@ -95,8 +96,8 @@ def load_backbone(
         changes: the keyword arguments of `wrap_pipeline`.
 
     Raises:
-        UserError: if the model cannot be found, reached or read, its pipeline class is not supported, or
-            `wrap_pipeline` refuses one of the changes.
+        UserError: if the model cannot be found, reached or read, its pipeline class is not supported, one of its parts
+            did not load as it is in its files, or `wrap_pipeline` refuses one of the changes.
     """
     check_torchvision()
     local = check_path(path)
@@ -114,6 +115,9 @@ def load_backbone(
         )
     except Exception as error:  # the hub and damaged files raise errors of many classes
         raise UserError(_loading_failed(path, revision, local is not None, error)) from error
+    folder = local or cached_folder(path, revision)
+    assert folder is not None, "a model of the hub is loaded from its cache"
+    check_components_loaded(pipeline, folder, path, variant)
     return wrap_pipeline(pipeline, device, **changes)
 
 
@@ -137,16 +141,18 @@ def wrap_pipeline(
         noise_form: form of the noise in the sampling steps.
 
     Raises:
-        UserError: if the pipeline's class is not supported, its family lacks the form of noise, the size does not fit
-            the model, or the scheduler or the LoRA cannot be set up.
+        UserError: if the pipeline's class is not supported, it lacks weights or has a LoRA, its family lacks the form
+            of noise, the size does not fit the model, or the scheduler or the LoRA cannot be set up.
     """
     name = type(pipeline).__name__
     family = family_of(name, getattr(pipeline, "name_or_path", None) or name)
+    check_has_values(pipeline)
+    lora.check_none_attached(pipeline)
     if scheduler is not None:
         replace_scheduler(pipeline, scheduler)
     if fuse_lora is not None:
         lora.fuse(pipeline, family.component, **fuse_lora)
-    return family(pipeline, torch.device(device), size, noise_form)
+    return family(pipeline, torch.device(device), size, noise_form, fuse_lora is not None)
 
 
 def _check_class(class_name: str, path: str) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import nn
 
+from sdpo.backbones.lora_files import check_partners, check_whole, locate
 from sdpo.backbones.model_index import can_only_be_local
 from sdpo.errors import UserError, cause
 
 ADAPTER = "default"
 """Name of the trained LoRA in the network; a LoRA that is fused into the base weights has another name."""
+
+_ONE_STEP = re.compile(r"hyper-?sd\w*-1-?step", re.IGNORECASE)
+"""File names of Hyper-SD's one-step LoRAs, such as Hyper-SDXL-1step-lora.safetensors."""
 
 
 def add(network: Any, rank: int, alpha: float, targets: Sequence[str]) -> None:
@@ -39,7 +45,7 @@ def load(
     setting: str = "",
     from_hub: bool = False,
 ) -> None:
-    """Load a LoRA by the pipeline's own loader, which reads targets, rank and α from the file.
+    """Load a LoRA by the pipeline's own loader, which reads targets, rank and α from the file, and check the result.
 
     Args:
         pipeline: the diffusers pipeline to add the LoRA to.
@@ -50,15 +56,42 @@ def load(
         from_hub: whether a path that does not exist may be a name on the hub.
 
     Raises:
-        UserError: if there is no such file or folder, or its LoRA does not fit this model.
+        UserError: if there is no such file or folder, its LoRA does not fit this model, or some of its tensors are
+            missing or have no place in this model.
     """
     if not Path(path).exists() and (not from_hub or can_only_be_local(str(path))):
         raise UserError(f"{setting}there is no LoRA file or folder {path}")
     try:
-        pipeline.load_lora_weights(str(path), adapter_name=adapter, weight_name=weight_name, use_safetensors=True)
+        file = locate(path, weight_name)
+        with safe_open(file, framework="pt") as opened:
+            check_partners(opened.keys())
+        pipeline.load_lora_weights(str(file), adapter_name=adapter, use_safetensors=True)
+        check_whole(pipeline, file, adapter)
+    except UserError as error:
+        raise UserError(f"{setting}the LoRA {path} cannot be used: {error}") from error
     except Exception as error:  # a damaged file, weights of other shapes, no LoRA at all: one message for all
         reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or cause(error)
         raise UserError(f"{setting}the LoRA {path} cannot be loaded onto this model: {reason}") from error
+
+
+def check_none_attached(pipeline: Any) -> None:
+    """Refuse a pipeline with a LoRA of the user's own, which training would switch off and exports would not contain.
+
+    Args:
+        pipeline: the diffusers pipeline, as it was given.
+
+    Raises:
+        UserError: naming the LoRAs and the parts of the pipeline that have them.
+    """
+    parts = {name: list(getattr(part, "peft_config", None) or {}) for name, part in pipeline.components.items()}
+    parts = {name: adapters for name, adapters in parts.items() if adapters}
+    if parts:
+        names = sorted({adapter for adapters in parts.values() for adapter in adapters})
+        raise UserError(
+            f"the pipeline has the LoRA {', '.join(map(repr, names))} on its {' and '.join(parts)}. Merge it into the "
+            f"weights first: pipeline.fuse_lora(components={list(parts)}); pipeline.unload_lora_weights(). Or remove "
+            "it: pipeline.unload_lora_weights()."
+        )
 
 
 def check_trainable(network: Any, text_encoders: Sequence[nn.Module], path: str, rank: int, alpha: float) -> None:
@@ -110,8 +143,15 @@ def fuse(pipeline: Any, component: str, path: str, scale: float, weight_name: st
         weight_name: the file to read in a folder or hub repository that holds several.
 
     Raises:
-        UserError: if the LoRA cannot be loaded onto this model, or has no weights for its network.
+        UserError: if the LoRA cannot be loaded onto this model, has no weights for its network, or needs a sampler
+            that no family has.
     """
+    if _ONE_STEP.search(weight_name or str(path)):
+        raise UserError(
+            f"model.fuse_lora: {weight_name or path} is Hyper-SD's one-step LoRA, which is sampled by a TCDScheduler "
+            "or from a timestep of its own, and no sampler here does either. Use Hyper-SD's LoRA for 2, 4 or 8 steps, "
+            "with model.scheduler.timestep_spacing=trailing."
+        )
     load(pipeline, path, "fused", weight_name=weight_name, setting="model.fuse_lora: ", from_hub=True)
     if not attached(getattr(pipeline, component), "fused"):
         raise UserError(f"model.fuse_lora: {path} has no weights for the denoising network")

@@ -24,6 +24,8 @@ class PipelineBackbone(SavableBackbone):
         device: the device that the pipeline runs on.
         size: height and width of images in pixels; None stands for the model's own.
         noise_form: form of the noise in the family's sampling steps, one of `noise_forms`.
+        has_fused_lora: whether a LoRA was merged into the pipeline's weights, such as one that makes it a few-step
+            model.
 
     Attributes:
         noise_forms: the forms of noise that the family supports.
@@ -44,9 +46,11 @@ class PipelineBackbone(SavableBackbone):
         device: torch.device,
         size: tuple[int | None, int | None] = (None, None),
         noise_form: Form = "preserving",
+        has_fused_lora: bool = False,
     ) -> None:
         self._check_noise_form(pipeline, noise_form)
         self.noise_form = noise_form
+        self.has_fused_lora = has_fused_lora
         pipeline.set_progress_bar_config(disable=True)
         super().__init__(pipeline.to(device))
         self.device = device

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdpo.backbones import lora, merging
+from sdpo.backbones.lora_files import locate
 from sdpo.backbones.model_family import ModelFamily, model_family
 from sdpo.backbones.training import TrainableBackbone
 
@@ -98,18 +99,13 @@ class SavableBackbone(TrainableBackbone):
         difference = 0.0
         if self.has_lora:
             if self._lora_path is not None:
-                weights = load_file(_lora_file(self._lora_path))
+                weights = load_file(locate(self._lora_path))
                 merging.restore(self.network_module, self.component, lora.ADAPTER, weights)
             difference = merging.merge(self.network_module, dtype)
             self.pipeline.unload_lora_weights()
         self.pipeline.to(dtype=dtype).save_pretrained(folder, safe_serialization=True)
         _open_to_others(folder)
         return difference
-
-
-def _lora_file(path: Path) -> Path:
-    """The LoRA's file at a path, which can be its folder."""
-    return path / "pytorch_lora_weights.safetensors" if path.is_dir() else path
 
 
 def _open_to_others(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -12,9 +13,12 @@ import torch
 from sdpo.errors import UserError
 from sdpo.method.denoisers import Consistency, Denoiser, Schedule, ScheduledDDIM
 from sdpo.method.denoisers.ddim import trailing_schedule, trailing_timesteps
+from sdpo.system.log import logger
 
 EULER = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 SCHEDULERS = ("DDIMScheduler", *EULER, "LCMScheduler")
+
+_NEAR_NOISE = 0.9  # a first timestep from this part of all timesteps on is close enough to pure noise
 
 
 def unet_denoiser(scheduler: Any, num_steps: int, eta: float, device: torch.device) -> Denoiser:
@@ -54,8 +58,44 @@ def unet_denoiser(scheduler: Any, num_steps: int, eta: float, device: torch.devi
         raise UserError(str(error)) from error
 
 
+def check_start(scheduler: Any, timesteps: torch.Tensor, few_step: bool) -> None:
+    """Refuse, or warn of, a schedule that hands pure noise to the network as a much less noisy latent.
+
+    This is what leading timesteps do at few steps: a single one begins at timestep 1 of 1000. A few-step model was not
+    trained for it; other models draw blurred images.
+
+    Args:
+        scheduler: the pipeline's scheduler.
+        timesteps: the timesteps of the schedule, [T].
+        few_step: whether a LoRA was fused that makes a few-step model of the pipeline, which is then refused.
+
+    Raises:
+        UserError: with the setting that puts this right.
+    """
+    first, total = float(timesteps[0]), scheduler.config.num_train_timesteps
+    if first >= _NEAR_NOISE * total:
+        return
+    text = (
+        f"the model's scheduler, with timestep_spacing={scheduler.config.get('timestep_spacing')}, begins "
+        f"{len(timesteps)} {'step' if len(timesteps) == 1 else 'steps'} at timestep {first:g} of {total}, although the "
+        "latents are pure noise: set model.scheduler.timestep_spacing=trailing, or use more steps (sample.num_steps, "
+        "evaluate.steps)"
+    )
+    if few_step:
+        raise UserError(f"model.fuse_lora: {text}")
+    _warn_once(text)
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logger.warning("%s", text)
+
+
 def replace_scheduler(pipeline: Any, settings: Mapping[str, Any]) -> None:
     """Replace a pipeline's scheduler by one with other settings, or of another class with the same noise levels.
+
+    Predictions are clipped where the present scheduler or a setting says so. Diffusers would clip them to ±1 in a
+    DDIMScheduler that replaces a scheduler without that setting, and so spoil every latent diffusion model.
 
     Args:
         pipeline: the diffusers pipeline, which is changed in place.
@@ -78,6 +118,8 @@ def replace_scheduler(pipeline: Any, settings: Mapping[str, Any]) -> None:
     for key in changes:
         if key not in known:
             raise UserError(f"model.scheduler: {name} has no setting {key!r} (known: {', '.join(sorted(known))})")
+    if "clip_sample" in known:
+        changes = {"clip_sample": present.config.get("clip_sample", False), **changes}
     try:
         pipeline.scheduler = family.from_config(present.config, **changes)
     except (TypeError, ValueError, NotImplementedError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,9 @@ _SANA = ModelSize(
 PUBLISHED = {
     "stabilityai/sd-turbo": _SD_TURBO,
     "stabilityai/sdxl-turbo": _SDXL,
+    "stabilityai/stable-diffusion-xl-base-1.0": replace(
+        _SDXL, image_size=(1024, 1024), scheduler="EulerDiscreteScheduler"
+    ),
     "SimianLuo/LCM_Dreamshaper_v7": _LCM,
     "stabilityai/stable-diffusion-3.5-large-turbo": _SD35,
     "black-forest-labs/FLUX.1-schnell": _FLUX,

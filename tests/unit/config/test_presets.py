@@ -9,7 +9,7 @@ from sdpo.config.load import preset_names, preset_summary
 from sdpo.config.schema import Config
 
 HUB = {"sdxl-turbo-pickscore", "lcm-aesthetic", "sd35-turbo-pickscore", "flux-schnell-hpsv2", "z-image-turbo-pickscore",
-       "sana-sprint-pickscore"}  # fmt: skip
+       "sana-sprint-pickscore", "sdxl-lightning-pickscore", "hyper-sd-pickscore"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -28,6 +28,11 @@ def test_the_presets_of_real_few_step_models() -> None:
     sd35 = Config.load("sd35-turbo-pickscore")
     assert sd35.model.scheduler == {"shift_terminal": 0.25} and 1 not in sd35.evaluate.steps
     assert Config.load("sana-sprint-pickscore").sample.guidance_scale == 4.5
+    for name in ("sdxl-lightning-pickscore", "hyper-sd-pickscore"):  # SDXL's own timesteps do not begin at the noise
+        model = Config.load(name).model
+        fused = model.fuse_lora
+        assert fused is not None and fused.scale == 1 and "4step" in str(fused.weight_name)
+        assert model.scheduler is not None and model.scheduler["timestep_spacing"] == "trailing"
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -37,5 +37,6 @@ def test_files_tell_what_the_loaded_model_has(pipeline_path: Callable[[str], Pat
 
 
 def test_the_presets_name_published_models() -> None:
-    paths = {Config.load(name).model.path for name in ("aesthetic", "sdxl-turbo-pickscore", "lcm-aesthetic")}
+    names = ("aesthetic", "sdxl-turbo-pickscore", "sdxl-lightning-pickscore", "lcm-aesthetic")
+    paths = {Config.load(name).model.path for name in names}
     assert paths <= set(PUBLISHED)

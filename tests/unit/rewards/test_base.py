@@ -51,7 +51,9 @@ class Remote:
 
 
 @pytest.mark.parametrize(
-    "rude", [scales, writes_through_numpy, writes_through_data, changes_the_rest, Remote()], ids=lambda r: str(r)[:30]
+    "rude",
+    [scales, writes_through_numpy, writes_through_data, changes_the_rest, Remote()],
+    ids=["in place", "through numpy", "through data", "the rest", "remote"],
 )
 def test_what_a_reward_does_to_its_arguments_stays_with_it(rude: Any) -> None:
     images, prompts = torch.rand(5, 3, 4, 4), ["a", "bb", "ccc", "dddd", "eeeee"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdpo.backbones.base import Conditioning, Guidance
 from sdpo.backbones.pipeline import PipelineBackbone
-from sdpo.backbones.schedules import unet_denoiser
+from sdpo.backbones.schedules import check_start, unet_denoiser
 from sdpo.method.denoisers import Denoiser
 
 
@@ -55,7 +55,10 @@ class UNetBackbone(PipelineBackbone):
 
     def denoiser(self, num_steps: int, eta: float) -> Denoiser:
         """Build the transitions on the pipeline's own scheduler."""
-        return unet_denoiser(self.pipeline.scheduler, num_steps, eta, self.device)
+        scheduler = self.pipeline.scheduler
+        denoiser = unet_denoiser(scheduler, num_steps, eta, self.device)
+        check_start(scheduler, denoiser.timesteps, self.has_fused_lora)
+        return denoiser
 
     @functools.cached_property
     def _guidance_embeddings(self) -> dict[float, Tensor]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdpo.rewards.models.clip import features
+from sdpo.system.loaded_weights import check_loaded, weight_files
 
 _ASSETS = Path(__file__).parents[2] / "assets" / "emoji"
 _SIZE = 64  # pixels
@@ -28,15 +29,19 @@ class EmojiScore:
 
     Args:
         device: the device for the weights.
+
+    Raises:
+        UserError: if the weights did not load as they are in the package's file.
     """
 
     def __init__(self, device: str = "cpu") -> None:
         from transformers import CLIPModel, CLIPTokenizer
 
-        path = str(_ASSETS / "scorer")
+        path = _ASSETS / "scorer"
         self._device = device
-        self._tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=True)
-        model = CLIPModel.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+        self._tokenizer = CLIPTokenizer.from_pretrained(str(path), local_files_only=True)
+        model = CLIPModel.from_pretrained(str(path), dtype=torch.float32, local_files_only=True)
+        check_loaded(model, weight_files(path), f"reward 'emoji_score': the model in {path}")
         self._model = model.eval().requires_grad_(False).to(device)
         self._text: dict[str, Tensor] = {}
 
@@ -72,15 +77,18 @@ class EmojiJudge:
 
     Args:
         device: the device for the weights.
+
+    Raises:
+        UserError: if the weights did not load as they are in the package's file.
     """
 
     def __init__(self, device: str = "cpu") -> None:
         from transformers import ResNetForImageClassification
 
+        path = _ASSETS / "judge"
         self._device = device
-        model = ResNetForImageClassification.from_pretrained(
-            str(_ASSETS / "judge"), dtype=torch.float32, local_files_only=True
-        )
+        model = ResNetForImageClassification.from_pretrained(str(path), dtype=torch.float32, local_files_only=True)
+        check_loaded(model, weight_files(path), f"reward 'emoji_judge': the model in {path}")
         self._model = model.eval().requires_grad_(False).to(device)
         self._labels = {str(name): int(i) for i, name in self._model.config.id2label.items()}
 

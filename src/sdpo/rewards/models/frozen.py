@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from sdpo.errors import UserError, cause
+from sdpo.system.loaded_weights import first
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -46,10 +47,19 @@ def frozen_model(factory: Callable[[], nn.Module], state: Mapping[str, Tensor], 
     # Parameters alone: buffers, such as position ids, stay real. torch's annotation leaves out that a hook may return.
     with register_module_parameter_registration_hook(_on_meta):  # type: ignore[arg-type]
         model = factory()
-    try:
-        model.load_state_dict({name: value.float() for name, value in state.items()}, strict=True, assign=True)
-    except RuntimeError as error:
-        raise UserError(f"{where} does not hold the weights of a {type(model).__name__}: {error}") from error
+    expected = model.state_dict()
+    wrong = {
+        "missing": expected.keys() - state.keys(),
+        "unexpected": state.keys() - expected.keys(),
+        "of another shape": {n for n in expected.keys() & state.keys() if expected[n].shape != state[n].shape},
+    }
+    if any(wrong.values()):
+        found = "; ".join(f"{len(names)} tensors are {how} ({first(names)})" for how, names in wrong.items() if names)
+        raise UserError(
+            f"{where} does not hold the weights of a {type(model).__name__}: {found}. Download the file again; if that "
+            "does not help, the installed transformers knows the model by other names: use another version."
+        )
+    model.load_state_dict({name: value.float() for name, value in state.items()}, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
 

@@ -123,7 +123,7 @@ class Session:
             checkpoint = found if found is not None else self._store.load(last)
             self.counters, self.micro_batches = restore_snapshot(self._parts, checkpoint)
             self.epoch = checkpoint.epoch
-            self._evaluations.resume()
+            self._evaluations.resume(self.epoch)
             rows = self._metrics.read(self.epoch) if self._is_main else []
             self._rules.start(self._evaluations.base_metrics(), processes.broadcast(rows))
         self.first_epoch = self.epoch + 1

@@ -10,7 +10,7 @@ import torch
 
 from sdpo.backbones import PipelineBackbone, load_backbone, origin, wrap_pipeline
 from sdpo.config import Config
-from sdpo.config.sections import ModelConfig
+from sdpo.config.sections import NO_IMPORTS, ModelConfig
 from sdpo.distributed.launch import loading_everywhere
 from sdpo.errors import UserError, cause
 from sdpo.loop.micro_batch_search import sampling_call, update_call
@@ -92,7 +92,8 @@ def load_tuned(config: Config, run: RunDirectory, device: torch.device) -> Pipel
     if config.lora is None:
         # The scheduler and the fused LoRA were saved with the weights.
         saved: dict[str, Any] = dict(path=str(run.model), revision="main", variant=None, scheduler=None, fuse_lora=None)
-        return load_model(config.model_copy(update={"model": config.model.model_copy(update=saved)}), device)
+        data = config.model_dump(mode="json")
+        return load_model(Config.parse({**data, "model": {**data["model"], **saved}}, NO_IMPORTS), device)
     backbone = load_model(config, device)
     backbone.load_lora(run.lora)
     return backbone

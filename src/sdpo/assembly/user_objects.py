@@ -65,14 +65,21 @@ class Given:
 def _describe_prompts(prompts: Any, section: dict[str, Any]) -> dict[str, Any]:
     """The section `prompts` of a configuration: a string names a set or a file, as it does there."""
     if isinstance(prompts, Mapping):
-        return {**section, **prompts}
+        return {**section, **{key: _source(value) for key, value in prompts.items()}}
+    return {"train": _source(prompts), "unseen": None}
+
+
+def _source(prompts: Any) -> str | list[Any] | None:
+    """The name of a set or a file, or a list of prompts; None leaves them out."""
+    if prompts is None:
+        return None
     if isinstance(prompts, str | os.PathLike):
-        return {"train": os.fspath(prompts), "unseen": None}
+        return os.fspath(prompts)
     if isinstance(prompts, Set) or not isinstance(prompts, Iterable):
         raise UserError(
             f"Trainer(prompts=…) is a {type(prompts).__name__}: give a list of prompts, or the name of a set or a file"
         )
-    return {"train": list(prompts), "unseen": None}
+    return list(prompts)
 
 
 def _name(reward: Any) -> str:

@@ -234,9 +234,11 @@ def presets(arguments: Namespace) -> None:
 
 def _run_config(words: Sequence[str], output_dir: str | None = None) -> Config:
     """Load the configuration that words describe, with the directory that training would write to."""
+    from sdpo.config import Config
+
     config, source = _load_config(words)
     default = f"runs/{Path(source).stem if source else 'emoji'}"
-    return config.model_copy(update={"output_dir": output_dir or config.output_dir or default})
+    return Config.parse({**config.model_dump(mode="json"), "output_dir": output_dir or config.output_dir or default})
 
 
 def _load_config(words: Sequence[str]) -> tuple[Config, str | None]:

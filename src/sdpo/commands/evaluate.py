@@ -109,8 +109,8 @@ class _Scoring:
     def scores(self, backbone: PipelineBackbone) -> ImageScores:
         """Draw and score the images of a model."""
         micro_batch = default_samples(math.prod(backbone.latent_shape), self.processes.device)
+        parts = build_model(self.config, self.processes, [p.text for p in self.prompts], backbone)
         with matrix_precision(self.config.model.tf32):
-            parts = build_model(self.config, self.processes, [p.text for p in self.prompts], backbone)
             drawing = parts.drawing(micro_batch)
             found = evaluate(
                 drawing, self.prompts, self.rewards, steps=self.steps, images_per_prompt=self.images_per_prompt

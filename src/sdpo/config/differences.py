@@ -1,4 +1,4 @@
-"""In what two configurations differ, and whether one can resume the run of the other."""
+"""The differences between two configurations, and whether one can resume the run of the other."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def _read_stored(file: Path) -> dict[str, Any]:
             "name another --output-dir."
         )
     try:
-        return Config.parse(read_source(file)).model_dump(mode="json")
+        data = read_source(file)
+        data.pop("callbacks", None)  # they may change on resume, and the earlier classes may be gone
+        return Config.parse(data).model_dump(mode="json")
     except UserError as error:
         raise UserError(f"{file} is not a valid run configuration; cannot resume: {error}") from error
 

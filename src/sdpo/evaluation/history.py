@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from sdpo.errors import UserError
 from sdpo.evaluation.record import GAIN, Evaluation, read_evaluation, weighted_gain, write_evaluation
 from sdpo.run.directory import RunDirectory
+from sdpo.system.log import logger
 
 
 class EvaluationHistory:
@@ -31,13 +33,21 @@ class EvaluationHistory:
         self._monitored = monitored
         self._writes = writes
 
-    def resume(self) -> None:
-        """Read the base model's evaluation of a run that is resumed.
+    def resume(self, epoch: int) -> None:
+        """Read the base model's and the latest evaluation of a run that is resumed.
+
+        Args:
+            epoch: the epoch after which the run is resumed.
 
         Raises:
-            UserError: if its file is damaged.
+            UserError: if the base model's evaluation is damaged; another damaged one is left out with a warning.
         """
-        self._base = read_evaluation(self._run, 0)
+        self._base = self.latest = read_evaluation(self._run, 0)
+        for number in range(1, epoch + 1):
+            try:
+                self.latest = read_evaluation(self._run, number) or self.latest
+            except UserError as error:  # only callbacks see it; gain and stopping rules need the base model's
+                logger.warning("%s", error)
 
     def record(self, evaluation: Evaluation, tiles: Mapping[int, Tensor]) -> dict[str, float]:
         """Write an evaluation, and compare it with the base model's.

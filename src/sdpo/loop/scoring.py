@@ -136,6 +136,15 @@ class Scorer:
                 f"the reward plan {type(self._plan).__name__} chose steps of shape {tuple(steps.shape)} and type "
                 f"{steps.dtype}; return int64 of shape {tuple(x0.shape[:2])} and one more axis, the queries."
             )
+        last = x0.shape[2] - 1
+        ends = {self._plan.last_query: last} | ({} if self._plan.first_query is None else {self._plan.first_query: 0})
+        legal = (steps >= 0) & (steps <= last)
+        if not legal.all() or any((steps[..., column] != step).any() for column, step in ends.items()):
+            raise UserError(
+                f"the reward plan {type(self._plan).__name__} chose steps outside 0 … {last}, or another step in the "
+                "column of the first or last step. Return steps from 0 to "
+                f"{last}; first_query and last_query are the columns of step 0 and of the last step."
+            )
         return steps
 
     def finish(self) -> Scores:

@@ -106,7 +106,7 @@ def test_other_modes_look_as_they_are(tmp_path: Path, mode: str) -> None:
 
 
 def many(path: Path, **options: Any) -> Path:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "green", "blue")]
     frames[0].save(path, save_all=True, append_images=frames[1:], **options)
     return path
 
@@ -153,6 +153,9 @@ def test_what_is_no_single_image_is_refused_by_name(tmp_path: Path, name: str, w
 
 def test_a_photograph_with_its_preview_is_read(tmp_path: Path) -> None:
     many(tmp_path / "a.jpg", format="MPO")
+    with warnings.catch_warnings(), Image.open(tmp_path / "a.jpg") as image:
+        if image.format != "MPO":
+            pytest.skip("this Pillow writes damaged MPO files, which it reads as JPEG")
     assert read(tmp_path / "a.jpg")[0].mean() > 0.9, "the first is red"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from sdpo.evaluation.history import EvaluationHistory
@@ -45,14 +46,14 @@ def test_a_resumed_run_has_the_same_gain_to_the_last_bit_whatever_the_order_of_s
     for epoch in range(1, 20):
         gains.append(whole.record(evaluation(epoch), TILES)[GAIN])
     resumed = history(tmp_path)
-    resumed.resume()
+    resumed.resume(0)
     assert [resumed.record(evaluation(epoch), TILES)[GAIN] for epoch in range(1, 20)] == gains
     assert resumed.base_metrics() == whole.base_metrics()
 
 
 def test_without_the_base_models_evaluation_there_is_no_gain(tmp_path: Path) -> None:
     resumed = history(tmp_path)
-    resumed.resume()
+    resumed.resume(0)
     assert GAIN not in resumed.record(evaluation(2), TILES)
     assert resumed.base_metrics() == {}
 
@@ -61,6 +62,21 @@ def test_monitors_on_another_number_of_images_are_not_compared(tmp_path: Path) -
     history(tmp_path).record(evaluation(0), TILES)
     for monitored, compared in ((2, True), (1, False)):
         resumed = history(tmp_path, monitored)
-        resumed.resume()
+        resumed.resume(0)
         assert ("monitor/entropy/1" in resumed.base_metrics()) == compared
         assert "eval/r/1" in resumed.base_metrics()
+
+
+def test_the_latest_evaluation_is_known_after_a_resume_and_a_damaged_one_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = history(tmp_path)
+    for epoch in (0, 2, 4):
+        whole.record(evaluation(epoch), TILES)
+    for resumed_after, latest in ((1, 0), (3, 2), (9, 4)):
+        resumed = history(tmp_path)
+        resumed.resume(resumed_after)
+        assert resumed.latest is not None and resumed.latest.epoch == latest
+    RunDirectory(tmp_path).evaluation(4).write_text("{")
+    resumed.resume(9)
+    assert resumed.latest.epoch == 2 and "epoch_0004.json is damaged" in caplog.text

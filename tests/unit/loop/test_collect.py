@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from helpers.one_process import OneProcess
 from torch import Tensor
 
+from sdpo.errors import UserError
 from sdpo.loop.collect import gather_scores
 from sdpo.loop.normalization import normalize
 from sdpo.method.advantages import Normalizer
@@ -60,3 +62,23 @@ def test_scores_are_concatenated_by_rank() -> None:
     processes = Together([{"a": torch.tensor([1.0]), "b": torch.tensor([2.0])}], before=True)
     found = gather_scores({"b": torch.tensor([3.0, 4.0]), "a": torch.tensor([5.0, 6.0])}, processes)
     assert {name: values.tolist() for name, values in found.items()} == {"b": [2, 3, 4], "a": [1, 5, 6]}
+
+
+class Wrong(Normalizer):
+    """Returns what no algorithm can use."""
+
+    def __init__(self, advantages: Tensor) -> None:
+        self.advantages = advantages
+
+    def update(self, prompts: list[str], returns: Tensor) -> Tensor:
+        return self.advantages
+
+
+@pytest.mark.parametrize(
+    ("advantages", "words"),
+    [(torch.zeros(2, 1, 3), r"shape \(2, 1, 3\)"), (torch.full((2, 2, 3), float("nan")), "values that are not finite")],
+)
+def test_a_normaliser_that_returns_something_else_is_named(advantages: Tensor, words: str) -> None:
+    returns, trajectories = share([0, 1])
+    with pytest.raises(UserError, match=f"the normaliser Wrong returned .*{words}"):
+        normalize(returns, trajectories, Wrong(advantages), OneProcess())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpo.errors import RewardError
+from sdpo.errors import RewardError, UserError
 from sdpo.loop.reward_mix import RewardMix
 from sdpo.loop.scoring import Scorer
 from sdpo.method.dense_rewards import group_query_steps, interpolate, query_steps, similarities
@@ -163,3 +163,22 @@ def test_an_offloaded_model_is_resident_while_it_is_used() -> None:
     assert moves == ["cpu", "cpu:0", "cpu"]
     placed(torch.zeros(3, 3, 4, 4), [""] * 3, [{}] * 3)
     assert moves == ["cpu", "cpu:0", "cpu", "cpu:0", "cpu"]
+
+
+class Fixed(AllSteps):
+    """Asks for the same columns of steps in every trajectory."""
+
+    columns: tuple[int, ...] = ()
+
+    def steps(self, x0: Tensor) -> Tensor:
+        return torch.tensor(self.columns).expand(*x0.shape[:2], -1)
+
+
+@pytest.mark.parametrize("columns", [(0, -1), (0, 4), (3, 0), (1, 3)])
+def test_a_plan_that_chooses_steps_that_are_not_there_is_refused(columns: tuple[int, ...]) -> None:
+    """A step of -1 would be the last image of the trajectory before."""
+    plan = type("Chosen", (Fixed,), {"columns": columns})()
+    with pytest.raises(UserError, match="reward plan Chosen chose steps outside 0 … 3"):
+        Scorer(Identity(), RewardMix({"r": FirstPixel()}, {"r": 1.0}), plan).add(part(2))
+    plan = type("Chosen", (Fixed,), {"columns": (0, 3)})()
+    Scorer(Identity(), RewardMix({"r": FirstPixel()}, {"r": 1.0}), plan).add(part(2))

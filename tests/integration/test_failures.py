@@ -92,7 +92,7 @@ def test_python_users_see_the_same_errors(tiny_pipeline: Path, tmp_path: Path) -
     trainer = Trainer(
         config(None, tmp_path / "run", epochs=1), pipeline=load_pipeline(tiny_pipeline), reward=bad_rewards.nan
     )
-    with pytest.raises(UserError, match="'helpers.bad_rewards:nan' returned nan"):
+    with pytest.raises(UserError, match="'nan' returned nan"):
         trainer.train()
 
 

@@ -21,7 +21,8 @@ from sdpo.assembly.model import (
     matrix_precision,
     warn_of_truncated,
 )
-from sdpo.assembly.parts import ModelParts, Parts
+from sdpo.assembly.model_parts import ModelParts
+from sdpo.assembly.parts import Parts
 from sdpo.assembly.rewards import load_rewards
 from sdpo.assembly.update import first_step_is_shared, make_update
 from sdpo.assembly.user_objects import Given

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sdpo.assembly.model_parts import ModelParts
 from sdpo.errors import UserError, cause
 from sdpo.evaluation.record import Evaluation
-
-if TYPE_CHECKING:
-    from sdpo.assembly.parts import Parts
 
 
 @dataclass(frozen=True)
@@ -24,8 +22,8 @@ class RunState:
         run_dir: the run's directory.
         metrics: the epoch's row of `metrics.jsonl` at the end of an epoch; the means of the latest evaluation for the
             base model, for the result of a run that a stopping rule ended, and at the end of the run.
-        evaluation: the latest evaluation; None where there has been none since the run was started or resumed.
-        parts: the parts of the run; a callback must not change them.
+        evaluation: the latest evaluation; None where there has been none.
+        parts: the parts of the run, a `Parts`; a callback must not change them.
     """
 
     epoch: int
@@ -33,7 +31,7 @@ class RunState:
     run_dir: Path
     metrics: Mapping[str, Any]
     evaluation: Evaluation | None
-    parts: Parts
+    parts: ModelParts
 
 
 class Callback:

@@ -1,4 +1,4 @@
-"""The parts of a run, as `assembly.build` makes them."""
+"""The parts of a training run, as `assembly.build` makes them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ from typing import Any
 
 from sdpo.assembly.callbacks import Callbacks
 from sdpo.assembly.micro_batches import MicroBatches
-from sdpo.backbones import PipelineBackbone
-from sdpo.config import Config
-from sdpo.distributed.processes import Processes
-from sdpo.evaluation.evaluate import Drawing
+from sdpo.assembly.model_parts import ModelParts
 from sdpo.evaluation.evaluator import Evaluator
 from sdpo.loop.batches import Batches
 from sdpo.loop.clock import Clock
 from sdpo.loop.collect import gather_scores
 from sdpo.loop.optimizer import Optimization
-from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.loop.policy_update import PolicyUpdate
 from sdpo.loop.reward_mix import RewardMix
 from sdpo.loop.rollout import rollout
@@ -29,36 +25,6 @@ from sdpo.method.algorithms import Algorithm
 from sdpo.method.denoisers import Denoiser
 from sdpo.method.types import Trajectories
 from sdpo.prompts import Prompt
-
-
-@dataclass(frozen=True)
-class ModelParts:
-    """The parts that draw images.
-
-    Attributes:
-        config: the configuration that the parts were made from.
-        processes: the processes of this launch.
-        backbone: the model, on its device.
-        policy: guidance and precision around the model's network.
-        embeddings: the embeddings of all prompts.
-        decode_batch: images a decoder call.
-    """
-
-    config: Config
-    processes: Processes
-    backbone: PipelineBackbone
-    policy: Policy
-    embeddings: PromptEmbeddings
-    decode_batch: int
-
-    def drawing(self, micro_batch: int) -> Drawing:
-        """The parts that an evaluation draws its images with.
-
-        Args:
-            micro_batch: trajectories a network call.
-        """
-        eta = self.config.sample.eta
-        return Drawing(self.policy, self.embeddings, eta, micro_batch, self.decode_batch, self.processes)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sdpo.errors import UserError
-from sdpo.system.loaded_weights import first
+from sdpo.system.loaded_weights import first, raw_bytes
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The file of a LoRA in a folder or hub repository, where no other name is given."""
@@ -147,11 +147,11 @@ def _compare(converted: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> t
     places = defaultdict[tuple[torch.dtype, bytes], list[str]](list)
     for name, parameter in loaded.items():
         if not parameter.is_meta:
-            places[parameter.dtype, _bytes(parameter)].append(name)
+            places[parameter.dtype, raw_bytes(parameter)].append(name)
     dtypes = Counter(parameter.dtype for parameter in loaded.values())
     unplaced = []
     for name, tensor in converted.items():
-        keys = ((dtype, _bytes(tensor.to(dtype))) for dtype in dtypes)
+        keys = ((dtype, raw_bytes(tensor.to(dtype))) for dtype in dtypes)
         place = next((places[key] for key in keys if places.get(key)), None)
         if place is None:
             unplaced.append(name)
@@ -183,10 +183,6 @@ def _left_out(pipeline: Any, adapter: str) -> list[str]:
             if (name in targets or name.endswith(ends)) and not isinstance(layer, BaseTunerLayer)
         ]
     return found
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _dropped(stored: Mapping[str, Tensor], converted: Mapping[str, Tensor]) -> list[str]:

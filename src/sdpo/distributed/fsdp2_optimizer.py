@@ -16,7 +16,7 @@ from sdpo.loop.optimizer import Make
 
 
 class FSDP2Optimization(ShardedOptimization):
-    """Each rank steps its own shard of every weight.
+    """An optimizer with which every rank steps its own shard of each weight.
 
     The optimizer works on plain tensors, the shards. FSDP2 averages gradients over ranks during the backward pass, and
     `step` hands them to the shards.

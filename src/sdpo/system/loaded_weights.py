@@ -142,7 +142,7 @@ def _read(files: Sequence[Path], dtypes: Collection[torch.dtype]) -> Contents:
                     part: Any = opened.get_slice(name)
                     shape = tuple(part.get_shape())
                     sample = part[_middle(shape)] if shape else opened.get_tensor(name)
-                    found[name] = {dtype: (shape, _bytes(sample.to(dtype))) for dtype in dtypes}
+                    found[name] = {dtype: (shape, raw_bytes(sample.to(dtype))) for dtype in dtypes}
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file} cannot be read: {cause(error)}. Download it again.") from error
     return found
@@ -174,7 +174,7 @@ def _storage(tensor: Tensor) -> tuple[int, torch.Size]:
 
 def _fingerprint(tensor: Tensor) -> Fingerprint | None:
     """The fingerprint of a model's tensor; None for one that the library left without values."""
-    return None if tensor.is_meta else (tuple(tensor.shape), _bytes(tensor[_middle(tensor.shape)]))
+    return None if tensor.is_meta else (tuple(tensor.shape), raw_bytes(tensor[_middle(tensor.shape)]))
 
 
 def _middle(shape: Sequence[int]) -> tuple[slice, ...]:
@@ -186,5 +186,6 @@ def _middle(shape: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(start := max(0, (n - side) // 2), start + side) for n, side in zip(shape, sides, strict=True))
 
 
-def _bytes(sample: Tensor) -> bytes:
-    return sample.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+def raw_bytes(tensor: Tensor) -> bytes:
+    """The values of a tensor as the bytes in memory, in row-major order."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

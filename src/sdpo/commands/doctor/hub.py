@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import requests
 
 from sdpo.backbones import check_path
+from sdpo.backbones.lora_files import LORA_FILE
 from sdpo.commands.doctor.finding import Finding
 from sdpo.config import Config
 from sdpo.rewards.models.weights import SOURCES, to_download
@@ -31,7 +32,7 @@ def to_fetch(config: Config, names: Sequence[str]) -> dict[str, str]:
     if check_path(path) is None and not _cached(path, "model_index.json", revision):
         found["model"] = f"the model {path}"
     elif fused and not os.path.exists(fused.path):
-        if not _cached(fused.path, fused.weight_name or "pytorch_lora_weights.safetensors"):
+        if not _cached(fused.path, fused.weight_name or LORA_FILE):
             found["model"] = f"the LoRA {fused.path}"
     for name in names:
         size = to_download(name, config.reward_options.get(name, {}).get("path")) if name in SOURCES else 0

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sdpo.config.earlier import as_meant
 from sdpo.config.load import WHOLE, read_source
 from sdpo.config.schema import Config
 from sdpo.errors import UserError
@@ -63,14 +64,14 @@ def check_same_run(config: Config, stored_file: Path) -> None:
 
 
 def _read_stored(file: Path) -> dict[str, Any]:
-    """The configuration of a run; a setting that is missing was added since, and had its default."""
+    """The configuration of a run; a setting that is missing was added since (`config/earlier.py`)."""
     if not file.is_file():
         raise UserError(
             f"{file.parent} holds epochs or weights, but not the {file.name} of their run: restore that file, or "
             "name another --output-dir."
         )
     try:
-        data = read_source(file)
+        data = as_meant(read_source(file))
         data.pop("callbacks", None)  # they may change on resume, and the earlier classes may be gone
         return Config.parse(data).model_dump(mode="json")
     except UserError as error:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from sdpo.config import plain_yaml
+from sdpo.config.earlier import as_meant
 from sdpo.config.load import DEFAULT_ALGORITHM, explain, merge, read_mapping
 from sdpo.config.named import build_named, name_of, validate_named
 from sdpo.config.secrets import find_secrets, refusal
@@ -205,7 +206,7 @@ class Config(Section):
         Raises:
             UserError: if the file cannot be read, or another key or value is not legal.
         """
-        return cls.parse(read_mapping(file), NO_IMPORTS)
+        return cls.parse(as_meant(read_mapping(file)), NO_IMPORTS)
 
     @classmethod
     def parse(cls, data: dict[str, Any], context: dict[str, Any] | None = None) -> Config:

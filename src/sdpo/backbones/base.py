@@ -80,6 +80,39 @@ class Backbone(ABC):
             UserError: The schedule has no such number of steps, or the model's family has no transition with that η.
         """
 
+    @property
+    def own_eta(self) -> float:
+        """η of the sampler that users of the model run: 0 where it is deterministic, 1 where steps draw fresh noise."""
+        return 0.0
+
+    @property
+    def noise_dtype(self) -> torch.dtype:
+        """The type in which the sampler that users of the model run draws its noise."""
+        return torch.float32
+
+    def own_sampler(self, num_steps: int) -> Denoiser:
+        """Build the transitions of the sampler that users of the model run, on this model's own schedule.
+
+        Raises:
+            UserError: The schedule has no such number of steps, or the sampler is not supported.
+        """
+        return self.denoiser(num_steps, self.own_eta)
+
+    def own_noise(self, seed: int, num_steps: int) -> Tensor:
+        """Draw the noise that the model's own sampler draws for one image from a generator with this seed.
+
+        Args:
+            seed: The seed, as in `torch.Generator().manual_seed(seed)`.
+            num_steps: Number of sampling steps, T.
+
+        Returns:
+            The starting noise and that of each step, float32 [T + 1, C, H, W], on the CPU.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        shape = self.latent_shape  # one call a draw: the numbers depend on the size of the call
+        draws = [torch.randn(shape, generator=generator, dtype=self.noise_dtype) for _ in range(num_steps + 1)]
+        return torch.stack(draws).float()
+
     @abstractmethod
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters to train, float32, by name."""

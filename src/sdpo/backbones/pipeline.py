@@ -78,6 +78,12 @@ class PipelineBackbone(SavableBackbone):
         """How this network is guided; families override it where that depends on the network's config."""
         return self.guidance
 
+    @property
+    def noise_dtype(self) -> torch.dtype:
+        """The type in which the pipeline's own call draws its noise: that of the frozen weights."""
+        dtype: torch.dtype = self.pipeline.vae.dtype
+        return dtype
+
     # -- shapes, which families override where theirs differ -------------------------------------------------
 
     @property

@@ -21,7 +21,14 @@ SCHEDULERS = ("DDIMScheduler", *EULER, "LCMScheduler")
 _NEAR_NOISE = 0.9  # a first timestep from this part of all timesteps on is close enough to pure noise
 
 
-def unet_denoiser(scheduler: Any, num_steps: int, eta: float, device: torch.device) -> Denoiser:
+def own_eta(scheduler: Any) -> float:
+    """η of the steps of a UNet pipeline's own call: 1 where its scheduler draws fresh noise in each step, else 0."""
+    return 1.0 if type(scheduler).__name__ in ("EulerAncestralDiscreteScheduler", "LCMScheduler") else 0.0
+
+
+def unet_denoiser(
+    scheduler: Any, num_steps: int, eta: float, device: torch.device, published: bool = True
+) -> Denoiser:
     """Build stochastic DDIM, or consistency sampling where the scheduler is an LCMScheduler.
 
     Args:
@@ -29,6 +36,8 @@ def unet_denoiser(scheduler: Any, num_steps: int, eta: float, device: torch.devi
         num_steps: number of sampling steps, T.
         eta: noise level η of the steps; 1 for an LCMScheduler.
         device: the device that the transitions are computed on.
+        published: whether stochastic steps on trailing timesteps follow the published schedule, as in training; else
+            every noise level is the scheduler's own.
 
     Raises:
         UserError: if the scheduler is of another class, thresholds its predictions, has no schedule of T steps, or has
@@ -53,7 +62,9 @@ def unet_denoiser(scheduler: Any, num_steps: int, eta: float, device: torch.devi
             own = _set(scheduler, num_steps)
             scaling = config.timestep_scaling
             return Consistency(scheduler.alphas_cumprod, own.timesteps, prediction, device, scaling, clip=clip)
-        return ScheduledDDIM(ddim_schedule(scheduler, num_steps, eta), prediction, eta, device, clip)
+        return ScheduledDDIM(
+            ddim_schedule(scheduler, num_steps, published and eta > 0), prediction, eta, device, clip
+        )
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -126,15 +137,15 @@ def replace_scheduler(pipeline: Any, settings: Mapping[str, Any]) -> None:
         raise UserError(f"model.scheduler: {name} rejects these settings: {error}") from error
 
 
-def ddim_schedule(scheduler: Any, num_steps: int, eta: float) -> Schedule:
+def ddim_schedule(scheduler: Any, num_steps: int, keeps_noise: bool) -> Schedule:
     """The DDIM schedule with a scheduler's own timesteps and noise levels.
 
-    With η = 0 every ᾱ_prev is the scheduler's, and the last one is DDIM's `final_alpha_cumprod`, or 1 for Euler's
-    σ = 0, so that the latents equal those of the pipeline's own call. With η > 0 the last ᾱ_prev is the one of timestep
-    0, which leaves the last step a variance and a density, and the image is the last step's x̂. On trailing timesteps
-    this is the published schedule for every scheduler. Up to the noise, both choices give the same x̂ in every step,
-    because x̂ does not depend on ᾱ_prev. A schedule that is not trailing may end at timestep 0: that step has no noise
-    to keep and is left as it is.
+    By default every ᾱ_prev is the scheduler's, and the last one is DDIM's `final_alpha_cumprod`, or 1 for Euler's
+    σ = 0, so that the latents equal those of the pipeline's own call. Where the last step keeps noise, its ᾱ_prev is
+    the one of timestep 0, which leaves it a variance and a density, and the image is the last step's x̂. On trailing
+    timesteps this is the published schedule for every scheduler. Up to the noise, both choices give the same x̂ in every
+    step, because x̂ does not depend on ᾱ_prev. A schedule that is not trailing may end at timestep 0: that step has no
+    noise to keep and is left as it is.
 
     Euler schedulers use σ = √((1−ᾱ)/ᾱ) and begin at σ_max times the noise, which is √(1−ᾱ) in the scale of this
     package, slightly below 1. The ancestral Euler scheduler is DDIM with η = 1.
@@ -142,7 +153,7 @@ def ddim_schedule(scheduler: Any, num_steps: int, eta: float) -> Schedule:
     Args:
         scheduler: a DDIM, Euler or ancestral Euler scheduler of diffusers; it is not changed.
         num_steps: number of sampling steps, T.
-        eta: noise level η of the steps.
+        keeps_noise: whether the last step keeps a variance, as stochastic steps do in training.
     """
     own = _set(scheduler, num_steps)
     table = scheduler.alphas_cumprod.double().cpu()
@@ -158,7 +169,7 @@ def ddim_schedule(scheduler: Any, num_steps: int, eta: float) -> Schedule:
         before = timesteps - len(table) // num_steps
         alpha = table[timesteps]
         previous = torch.where(before >= 0, table[before.clamp(min=0)], own.final_alpha_cumprod.double())
-    if eta == 0:
+    if not keeps_noise:
         return Schedule(timesteps, alpha, previous, scale)
     if torch.equal(timesteps, trailing_timesteps(num_steps, len(table))):
         published = trailing_schedule(table, num_steps)

@@ -89,7 +89,8 @@ def final_images(
     """Draw images of N single trajectories on fixed seeds, decoded from the last step's x̂.
 
     Where the last step is deterministic, as with η = 0, its latents are the image, as in the pipeline's own call.
-    Image i depends on prompts[i], image_seeds[i] and the weights alone.
+    Image i depends on prompts[i], image_seeds[i] and the weights alone. Its noise is what the pipeline's own call draws
+    from `torch.Generator().manual_seed(image_seeds[i])`, so that the model's own sampler gives the same image here.
 
     Args:
         policy: the sampling policy.
@@ -105,7 +106,7 @@ def final_images(
         float32 [n, 3, H, W] in [0, 1], n at most `micro_batch` and `decode_batch`, in order.
     """
     for rows in _slices(len(prompts), micro_batch):
-        start, noise = _draw_noise(policy, denoiser, [(i, "image") for i in image_seeds[rows]])
+        start, noise = _draw_own_noise(policy, denoiser, image_seeds[rows])
         places, x = embeddings.rows(prompts[rows]), start[:, 0]
         for step, (transition, following) in enumerate(_walk(policy, denoiser, embeddings, places, start, noise)):
             if observer is not None:
@@ -185,6 +186,18 @@ def _draw_noise(
         noise[step] = seeds.normal((branches, *shape), [(*key, f"step {step}") for key in keys])
     scaled = denoiser.initial_scale * start
     return scaled.expand(-1, branches, *shape), to_device(noise.flatten(1, 2), device)
+
+
+def _draw_own_noise(policy: Policy, denoiser: Denoiser, image_seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Draw the noise of n images as the pipeline's own call does.
+
+    Returns:
+        x_0 of each image, [n, 1, C, H, W], and the noise of each step, [T, n, C, H, W], on the device.
+    """
+    backbone = policy.backbone
+    drawn = torch.stack([backbone.own_noise(seed, denoiser.num_steps) for seed in image_seeds], dim=1)
+    noise = to_device(drawn, backbone.device)
+    return denoiser.initial_scale * noise[0, :, None], noise[1:]
 
 
 def _record(walk: Iterator[tuple[Transition, Tensor]], start: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:

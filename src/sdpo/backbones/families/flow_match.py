@@ -13,6 +13,7 @@ from torch import Tensor
 from sdpo.backbones.pipeline import PipelineBackbone
 from sdpo.errors import UserError
 from sdpo.method.denoisers import RectifiedFlow
+from sdpo.method.denoisers.flow import Form
 
 JOINT_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """Projections of the attention between image and text tokens, which have separate weights for the two."""
@@ -29,6 +30,22 @@ class FlowMatch(PipelineBackbone):
 
     def denoiser(self, num_steps: int, eta: float) -> RectifiedFlow:
         """Build the transitions on the pipeline's own schedule, with the backbone's form of noise."""
+        return self._denoiser(num_steps, eta, self.noise_form)
+
+    def own_sampler(self, num_steps: int) -> RectifiedFlow:
+        """Build the transitions of the pipeline's own call, Euler's steps.
+
+        Raises:
+            UserError: if the scheduler draws noise, which the pipeline's own call takes from torch's global generator.
+        """
+        if self.pipeline.scheduler.config.stochastic_sampling:
+            raise UserError(
+                f"the scheduler of this {type(self.pipeline).__name__} has stochastic_sampling, which gives another "
+                "image at each call: set evaluate.eta, or model.scheduler.stochastic_sampling=false"
+            )
+        return self._denoiser(num_steps, 0.0, "preserving")
+
+    def _denoiser(self, num_steps: int, eta: float, form: Form) -> RectifiedFlow:
         scheduler = copy.deepcopy(self.pipeline.scheduler)
         if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or scheduler.config.invert_sigmas:
             raise UserError(
@@ -43,7 +60,7 @@ class FlowMatch(PipelineBackbone):
             )
         scheduler.set_timesteps(**self.schedule(num_steps))
         try:
-            return RectifiedFlow(scheduler.sigmas, scheduler.timesteps, eta, self.noise_form, self.device)
+            return RectifiedFlow(scheduler.sigmas, scheduler.timesteps, eta, form, self.device)
         except ValueError as error:
             raise UserError(f"the model's schedule of {num_steps} steps: {error}") from error
 

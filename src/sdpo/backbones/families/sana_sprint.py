@@ -85,6 +85,16 @@ class SanaSprint(PipelineBackbone):
         except ValueError as error:
             raise UserError(str(error)) from error
 
+    @property
+    def own_eta(self) -> float:
+        """1: each step of the pipeline's own call draws fresh noise."""
+        return 1.0
+
+    @property
+    def noise_dtype(self) -> torch.dtype:
+        """The pipeline's own call draws its noise in float32, whatever the weights' type."""
+        return torch.float32
+
     def call_arguments(self, num_steps: int, guidance_scale: float) -> dict[str, Any]:
         """Arguments for embedded guidance and the default schedule, at exactly the given size."""
         return {"guidance_scale": guidance_scale, "use_resolution_binning": False, **_angles(num_steps)}

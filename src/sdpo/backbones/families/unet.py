@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdpo.backbones.base import Conditioning, Guidance
 from sdpo.backbones.pipeline import PipelineBackbone
-from sdpo.backbones.schedules import check_start, unet_denoiser
+from sdpo.backbones.schedules import check_start, own_eta, unet_denoiser
 from sdpo.method.denoisers import Denoiser
 
 
@@ -55,8 +55,20 @@ class UNetBackbone(PipelineBackbone):
 
     def denoiser(self, num_steps: int, eta: float) -> Denoiser:
         """Build the transitions on the pipeline's own scheduler."""
+        return self._denoiser(num_steps, eta, published=True)
+
+    @property
+    def own_eta(self) -> float:
+        """η of the steps of the pipeline's own call."""
+        return own_eta(self.pipeline.scheduler)
+
+    def own_sampler(self, num_steps: int) -> Denoiser:
+        """Build the transitions of the pipeline's own call, down to the scheduler's last noise level."""
+        return self._denoiser(num_steps, self.own_eta, published=False)
+
+    def _denoiser(self, num_steps: int, eta: float, published: bool) -> Denoiser:
         scheduler = self.pipeline.scheduler
-        denoiser = unet_denoiser(scheduler, num_steps, eta, self.device)
+        denoiser = unet_denoiser(scheduler, num_steps, eta, self.device, published)
         check_start(scheduler, denoiser.timesteps, self.has_fused_lora)
         return denoiser
 

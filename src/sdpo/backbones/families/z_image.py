@@ -54,6 +54,11 @@ class ZImage(FlowMatch):
         """Evenly spaced σ, shifted by the size of the image."""
         return {"sigmas": torch.linspace(1.0, 1 / num_steps, num_steps).tolist(), "mu": self.shift_by_size()}
 
+    @property
+    def noise_dtype(self) -> torch.dtype:
+        """The pipeline's own call draws its noise in float32, whatever the weights' type."""
+        return torch.float32
+
     def call_arguments(self, num_steps: int, guidance_scale: float) -> dict[str, Any]:
         """Arguments for guidance; the pipeline's guidance scale is 0 where the policy's is 1."""
         return {"guidance_scale": guidance_scale - 1}

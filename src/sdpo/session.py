@@ -19,6 +19,7 @@ from sdpo.config.differences import check_same_run
 from sdpo.distributed.processes import explaining_lost_process
 from sdpo.errors import DivergenceError, UserError, cause
 from sdpo.estimate.memory import memory_knobs
+from sdpo.evaluation.evaluate import Drawing
 from sdpo.evaluation.history import EvaluationHistory
 from sdpo.evaluation.record import discard_evaluations_after
 from sdpo.evaluation.stopping import Stop, StoppingRules
@@ -34,6 +35,7 @@ from sdpo.run.result import RunResult, write_result
 from sdpo.run.trackers import Trackers
 from sdpo.system.durable import WRITE_ERRORS, write_whole
 from sdpo.system.interrupt import Interruptions, Terminated
+from sdpo.system.log import logger
 
 
 class Session:
@@ -109,9 +111,24 @@ class Session:
         self._resume()
         self._trackers.start()
         if self.epoch == 0:
+            if self._parts.evaluator.starts_from_lora:
+                self._evaluate_base()
             metrics = self.evaluate(0, self.counters)
             self._rules.start(self._evaluations.base_metrics(), [])
             self._notify(self._parts.callbacks.on_evaluate, 0, metrics)
+
+    def _renew_base(self) -> None:
+        """Evaluate the base model anew where the next evaluations cannot be compared with what the run has of it."""
+        drawing = self._drawing()
+        reasons = self._evaluations.lacks_base(drawing.conditions(drawing.sampler))
+        reasons = self._parts.processes.broadcast(reasons)  # all processes evaluate, or none
+        if reasons and not self.is_over:
+            if self._is_main:
+                logger.warning(
+                    "the base model is evaluated anew, as its evaluation cannot be compared with the next ones: %s",
+                    "; ".join(reasons),
+                )
+            self._evaluate_base()
 
     def _resume(self) -> None:
         processes = self._parts.processes
@@ -124,6 +141,7 @@ class Session:
             self.counters, self.micro_batches = restore_snapshot(self._parts, checkpoint)
             self.epoch = checkpoint.epoch
             self._evaluations.resume(self.epoch)
+            self._renew_base()
             rows = self._metrics.read(self.epoch) if self._is_main else []
             self._rules.start(self._evaluations.base_metrics(), processes.broadcast(rows))
         self.first_epoch = self.epoch + 1
@@ -149,11 +167,18 @@ class Session:
         Returns:
             The metrics of the evaluation.
         """
-        parts = self._parts
-        drawing = parts.drawing(self.micro_batches.sample * parts.algorithm.branches)
-        with parts.precision():
-            evaluation, tiles = parts.evaluator(epoch, drawing, dataclasses.asdict(counters), full)
+        with self._parts.precision():
+            evaluation, tiles = self._parts.evaluator(epoch, self._drawing(), dataclasses.asdict(counters), full)
         return self._evaluations.record(evaluation, tiles)
+
+    def _evaluate_base(self) -> None:
+        """Evaluate the bare base model beside the weights of the run."""
+        with self._parts.precision():
+            evaluation, tiles = self._parts.evaluator.base(self._drawing(), dataclasses.asdict(Counters()))
+        self._evaluations.record_base(evaluation, tiles)
+
+    def _drawing(self) -> Drawing:
+        return self._parts.drawing(self.micro_batches.sample * self._parts.algorithm.branches)
 
     # -- save and rescue -----------------------------------------------------------------------------------
 

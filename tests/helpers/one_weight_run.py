@@ -77,6 +77,8 @@ class Evaluator:
         self._events, self._epochs, self._optimizer, self._diversity = events, epochs, optimizer, diversity
         self.costs: list[dict[str, float]] = []
 
+    starts_from_lora = False
+
     def is_due(self, epoch: int) -> bool:
         return epoch in (0, self._epochs) or epoch % 2 == 0
 
@@ -178,7 +180,7 @@ class Run:
             normalizer=Stateful(),
             mix=Stateful(),
             precision=contextlib.nullcontext,
-            drawing=lambda micro_batch: None,
+            drawing=lambda micro_batch: SimpleNamespace(sampler=None, conditions=lambda sampler: None),
             backbone=SimpleNamespace(device=torch.device("cpu"), save=self._save),
         )
         self.session = Session(parts, RunDirectory(path), self._locked())

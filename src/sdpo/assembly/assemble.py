@@ -33,6 +33,7 @@ from sdpo.distributed.launch import Sharding
 from sdpo.distributed.processes import Processes
 from sdpo.distributed.shard import shard
 from sdpo.evaluation.evaluator import Evaluator
+from sdpo.evaluation.sampler import Sampler
 from sdpo.loop.batches import Batches
 from sdpo.loop.clock import Clock
 from sdpo.loop.optimizer import Optimization
@@ -113,7 +114,16 @@ def build(
         mix=RewardMix({name: rewards[name] for name in config.rewards if with_rewards}, config.rewards),
         normalizer=config.build_normalizer(),
         update=update,
-        evaluator=Evaluator(config.evaluate, config.epochs, train, unseen, rewards, averaged),
+        evaluator=Evaluator(
+            settings=config.evaluate,
+            epochs=config.epochs,
+            prompts=train,
+            unseen=unseen,
+            rewards=rewards,
+            averaged=averaged,
+            keeps_average=config.train.ema_decay is not None,
+            starts_from_lora=config.lora is not None and config.lora.path is not None,
+        ),
         micro_batches=micro_batches,
         share_first_step=first_step_is_shared(config, denoiser.ends_random),
         callbacks=callbacks,
@@ -138,6 +148,7 @@ def _training_schedule(config: Config, backbone: Backbone) -> Denoiser:
     denoiser = backbone.denoiser(sample.num_steps, sample.eta)
     for count in config.evaluate.steps:
         backbone.denoiser(count, sample.eta)
+        Sampler(config.evaluate.eta).denoiser(backbone, count)
     check_density(config, bool(denoiser.stochastic.any()))
     return denoiser
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from sdpo.backbones import PipelineBackbone
 from sdpo.config import Config
 from sdpo.distributed.processes import Processes
+from sdpo.evaluation.conditions import Conditions, conditions_of
 from sdpo.evaluation.evaluate import Drawing
+from sdpo.evaluation.sampler import Sampler
 from sdpo.loop.policy import Policy, PromptEmbeddings
 
 
@@ -32,10 +34,23 @@ class ModelParts:
     decode_batch: int
 
     def drawing(self, micro_batch: int) -> Drawing:
-        """The parts that an evaluation draws its images with.
+        """The parts that an evaluation draws its images with, by the sampler that `evaluate.eta` names.
 
         Args:
             micro_batch: trajectories a network call.
         """
-        eta = self.config.sample.eta
-        return Drawing(self.policy, self.embeddings, eta, micro_batch, self.decode_batch, self.processes)
+        return Drawing(
+            policy=self.policy,
+            embeddings=self.embeddings,
+            sampler=Sampler(self.config.evaluate.eta),
+            training=Sampler(self.config.sample.eta),
+            conditions=self.conditions,
+            micro_batch=micro_batch,
+            decode_batch=self.decode_batch,
+            processes=self.processes,
+        )
+
+    def conditions(self, sampler: Sampler) -> Conditions:
+        """The conditions of an evaluation by a sampler."""
+        dtype = str(self.policy.dtype).removeprefix("torch.")
+        return conditions_of(self.config, self.backbone, sampler, dtype)

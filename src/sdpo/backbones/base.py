@@ -32,12 +32,19 @@ class Backbone(ABC):
         guidance: how the network is guided. `classifier-free`: the policy evaluates it twice, with and without the
             prompt; `embedded`: the guidance scale is an input of the network, and one evaluation is enough; `none`: the
             network was distilled to sample without guidance and accepts no scale.
+        image_size: height and width of images in pixels.
     """
 
     network_module: nn.Module
     latent_shape: tuple[int, ...]
     device: torch.device
     guidance: Guidance = "classifier-free"
+    image_size: tuple[int, int]
+
+    @property
+    def scheduler_settings(self) -> dict[str, Any]:
+        """`class` and settings of the scheduler that the model's own sampler runs on, as plain values."""
+        return {}
 
     @property
     def is_sharded(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -77,6 +78,14 @@ class PipelineBackbone(SavableBackbone):
     def network_guidance(self) -> Guidance:
         """How this network is guided; families override it where that depends on the network's config."""
         return self.guidance
+
+    @property
+    def scheduler_settings(self) -> dict[str, Any]:
+        """`class` and settings of the pipeline's scheduler, without diffusers' own entries."""
+        scheduler = self.pipeline.scheduler
+        settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+        plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+        return {"class": type(scheduler).__name__, **plain}
 
     @property
     def noise_dtype(self) -> torch.dtype:

@@ -39,6 +39,7 @@ class TrainableBackbone(Backbone):
         self.pipeline = pipeline
         self.network_module: nn.Module = getattr(pipeline, self.component)
         self._weights: NetworkWeights = WholeWeights(self.network_module)
+        self._is_reference = False
 
     def text_modules(self) -> list[nn.Module]:
         """The text encoders that the pipeline has, without those that were freed."""
@@ -108,11 +109,19 @@ class TrainableBackbone(Backbone):
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
-        """Switch the LoRA off, or swap the initial weights in, until the context ends."""
-        if not self.has_lora:
-            with self._weights.initial():
-                yield
+        """Switch the LoRA off, or swap the initial weights in, until the outermost such context ends."""
+        if self._is_reference:
+            yield
             return
+        self._is_reference = True
+        try:
+            with self._weights.initial() if not self.has_lora else self._without_lora():
+                yield
+        finally:
+            self._is_reference = False
+
+    @contextlib.contextmanager
+    def _without_lora(self) -> Iterator[None]:
         network: Any = self.network_module
         network.disable_adapters()
         try:

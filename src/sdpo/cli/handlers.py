@@ -82,7 +82,13 @@ def evaluate(arguments: Namespace) -> None:
     if path is not None:
         check_replaceable(path, "--output", holds_json(WRITTEN))
     result, _ = evaluate_target(
-        arguments.target, steps, arguments.prompts, arguments.reward, arguments.images_per_prompt, arguments.device
+        arguments.target,
+        steps,
+        arguments.prompts,
+        arguments.reward,
+        arguments.images_per_prompt,
+        arguments.device,
+        arguments.eta,
     )
     replaced = path is not None and path.exists()
     if path is not None:

@@ -69,6 +69,12 @@ def _evaluate(commands: Commands) -> None:
     )
     evaluate.add_argument("--reward", action="append", help="a reward; may be repeated (default: the run's rewards)")
     evaluate.add_argument("--images-per-prompt", type=int, default=4, help="images of each prompt (default: 4)")
+    evaluate.add_argument(
+        "--eta",
+        metavar="own|training|η",
+        help="sampler: own (the pipeline's own call), training, or the training sampler with this η (default: the "
+        "run's evaluate.eta; for a model: own)",
+    )
     _add_device(evaluate)
     evaluate.add_argument("--output", help="JSON file to write (default: DIR/evaluation.json)")
     evaluate.set_defaults(run=handlers.evaluate)

@@ -21,7 +21,7 @@ def evaluation_table(result: Mapping[str, Any]) -> Table:
         result: the result of `evaluate_target`.
     """
     tuned = "after" in result
-    table = Table(title=f"{len(result['prompts'])} images a step count")
+    table = Table(title=f"{len(result['prompts'])} images a step count, by {result['sampler']}")
     for column in ["reward", "steps", "base", *(["tuned", "paired gain"] if tuned else [])]:
         table.add_column(column, justify="left" if column == "reward" else "right")
     for name, by_steps in result["summary"].items():

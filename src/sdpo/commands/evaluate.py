@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +17,16 @@ from sdpo.commands.target import open_target
 from sdpo.config import Config
 from sdpo.distributed.processes import Processes
 from sdpo.errors import UserError
+from sdpo.evaluation.conditions import Conditions, differences
 from sdpo.evaluation.evaluate import evaluate
-from sdpo.evaluation.record import ImageScores
+from sdpo.evaluation.record import ImageScores, Weights
 from sdpo.loop.micro_batch_search import default_samples
 from sdpo.prompts import Prompt, load_prompts
 from sdpo.report.stats import paired_gain
 from sdpo.rewards.base import PlacedReward
 from sdpo.rewards.registry import REWARDS
 from sdpo.run.directory import RunDirectory
+from sdpo.run.result import read_result
 from sdpo.system.dotted_path import is_dotted
 
 WRITTEN = ("prompts", "seeds", "base", "summary")
@@ -43,6 +46,7 @@ def evaluate_target(
     rewards: list[str] | None,
     images_per_prompt: int,
     device: str = "auto",
+    eta: str | None = None,
 ) -> tuple[dict[str, Any], Path | None]:
     """Score the base model and, for a run, the tuned one on the same prompts and seeds.
 
@@ -53,17 +57,19 @@ def evaluate_target(
         rewards: names of rewards; None takes those that the run was trained on and observed by.
         images_per_prompt: images a prompt at each number of steps.
         device: a device as torch names it, or `auto` for the fastest.
+        eta: the sampler: `own` for that of the pipeline's own call, `training` for the run's training sampler, or η of
+            the training sampler; None takes the run's `evaluate.eta`.
 
     Returns:
-        The result (`prompts`, `seeds`, `base`, `after`, `summary`), and the file to write it to by default; None for a
-        model, which has no `after` either.
+        The result (`prompts`, `seeds`, `conditions`, `weights`, `base`, `after`, `summary`), and the file to write it
+        to by default; None for a model, which has no `after` either.
 
     Raises:
         UserError: if the target, the prompts or a reward cannot be loaded, or a reward fails.
     """
     processes = Processes(device)
     found = open_target(target)
-    config, names = found.config, rewards or _rewards_of_run(found.config)
+    config, names = _with_sampler(found.config, eta), rewards or _rewards_of_run(found.config)
     scoring = _Scoring(
         config=config,
         prompts=load_prompts(prompts if prompts is not None else config.prompts.train),
@@ -74,16 +80,51 @@ def evaluate_target(
     )
     backbone = load_model(config, processes.device)
     warn_of_truncated(backbone, [p.text for p in scoring.prompts])
-    base = scoring.scores(backbone)
+    base, conditions = scoring.scores(backbone)
     del backbone  # its memory is for the tuned model
-    result: dict[str, Any] = {"prompts": base.prompts, "seeds": base.seeds, "base": base.as_json()["scores"]}
+    weights = {"base": Weights("base")}
+    result: dict[str, Any] = {
+        "prompts": base.prompts,
+        "seeds": base.seeds,
+        "conditions": {**conditions.as_json(), "steps": steps, "images_per_prompt": images_per_prompt},
+        "sampler": conditions.text,
+        "weights": weights,
+        "base": base.as_json()["scores"],
+    }
     if found.run is None:
         result["summary"] = {n: {str(s): {"base": base.mean(n, s)} for s in steps} for n in names}
-        return result, None
-    tuned = scoring.scores(load_tuned(config, found.run, processes.device))
+        return _plain(result), None
+    tuned, tuned_conditions = scoring.scores(load_tuned(config, found.run, processes.device))
+    if different := differences(conditions, tuned_conditions):
+        raise UserError(f"the base model's and the tuned model's images cannot be compared: {'; '.join(different)}")
+    record = read_result(found.run, config)
+    weights["after"] = Weights("trained", averaged=record is not None and record.averaged)
     result["after"] = tuned.as_json()["scores"]
     result["summary"] = {n: {str(s): _gain(base, tuned, n, s) for s in steps} for n in names}
-    return result, found.run.evaluate_output
+    return _plain(result), found.run.evaluate_output
+
+
+def _plain(result: dict[str, Any]) -> dict[str, Any]:
+    """The result with the weights as plain mappings."""
+    return {**result, "weights": {name: dataclasses.asdict(weights) for name, weights in result["weights"].items()}}
+
+
+def _with_sampler(config: Config, eta: str | None) -> Config:
+    """The configuration with `evaluate.eta` as `--eta` names it.
+
+    Raises:
+        UserError: if the text is neither a sampler nor a number in 0 … 1.
+    """
+    if eta is None:
+        return config
+    named = {"own": None, "training": config.sample.eta}
+    try:
+        level = named[eta] if eta in named else float(eta)
+    except ValueError as error:
+        raise UserError(f"--eta {eta}: use own, training, or a number in 0 … 1") from error
+    if level is not None and not 0 <= level <= 1:
+        raise UserError(f"--eta {eta}: use own, training, or a number in 0 … 1")
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"eta": level})})
 
 
 @dataclass(frozen=True)
@@ -106,8 +147,8 @@ class _Scoring:
     images_per_prompt: int
     processes: Processes
 
-    def scores(self, backbone: PipelineBackbone) -> ImageScores:
-        """Draw and score the images of a model."""
+    def scores(self, backbone: PipelineBackbone) -> tuple[ImageScores, Conditions]:
+        """Draw and score the images of a model; returns the scores and their conditions."""
         micro_batch = default_samples(math.prod(backbone.latent_shape), self.processes.device)
         parts = build_model(self.config, self.processes, [p.text for p in self.prompts], backbone)
         with matrix_precision(self.config.model.tf32):
@@ -115,7 +156,7 @@ class _Scoring:
             found = evaluate(
                 drawing, self.prompts, self.rewards, steps=self.steps, images_per_prompt=self.images_per_prompt
             )
-        return found.scores
+        return found.scores, drawing.conditions(drawing.sampler)
 
 
 def _rewards_of_run(config: Config) -> list[str]:

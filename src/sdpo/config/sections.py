@@ -184,13 +184,16 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     """Evaluation on fixed seeds: before training, every `every` epochs (0: never in between), and after training.
 
-    `images_per_prompt`: images before and after training. `images_per_prompt_between`: images in between (null: as
+    `eta`: the sampler that draws the images. null: as the pipeline's own call does, which is what users of the model
+    get; a number: the training sampler with that η. Before and after training the training sampler's images are scored
+    too. `images_per_prompt`: images before and after training. `images_per_prompt_between`: images in between (null: as
     many). `held_out`: rewards that are measured and not trained on. `judge`: a reward that is 1 where an image shows
     what its prompt names, else 0.
     """
 
     every: Count = 10
     steps: Annotated[list[Positive], Field(min_length=1)] = [1, 2, 4, 8]
+    eta: Fraction | None = None
     images_per_prompt: Positive = 2
     images_per_prompt_between: Positive | None = None
     judge: str | None = None

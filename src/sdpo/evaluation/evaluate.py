@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +12,14 @@ import torch
 from torch import Tensor
 
 from sdpo.distributed.processes import Processes
+from sdpo.evaluation.conditions import Conditions
 from sdpo.evaluation.monitors import Monitors
 from sdpo.evaluation.record import FloatArray, ImageScores
+from sdpo.evaluation.sampler import Sampler
 from sdpo.loop.divergence import check_images
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.loop.rollout import final_images
+from sdpo.method import seeds
 from sdpo.method.denoisers import Denoiser
 from sdpo.prompts import Prompt
 from sdpo.rewards.base import PlacedReward
@@ -31,7 +35,9 @@ class Drawing:
     Attributes:
         policy: the policy that draws the images.
         embeddings: the embeddings of the prompts.
-        eta: the noise level of the sampler.
+        sampler: how the images are drawn.
+        training: the training sampler, whose steps the drift from the base model is measured in.
+        conditions: gives the record of a sampler's conditions.
         micro_batch: trajectories a network call.
         decode_batch: images a decoder call.
         processes: the processes that share the work.
@@ -39,7 +45,9 @@ class Drawing:
 
     policy: Policy
     embeddings: PromptEmbeddings
-    eta: float
+    sampler: Sampler
+    training: Sampler
+    conditions: Callable[[Sampler], Conditions]
     micro_batch: int
     decode_batch: int
     processes: Processes
@@ -71,9 +79,10 @@ def evaluate(
 ) -> EvaluatedImages:
     """Draw every prompt `images_per_prompt` times at each number of steps, score the images, and measure the monitors.
 
-    Image i has seed i, whatever the weights, the number of steps, or the number of processes: two evaluations of one
-    list of prompts pair up image by image, and one with fewer images a prompt is a prefix of one with more. Images are
-    decoded from the last step's x̂ of the stochastic sampler.
+    An image's seed comes from its prompt and its number among the images of that prompt (`image_seeds`), whatever the
+    weights, the number of steps, the place in the list or the number of processes: two evaluations pair up image by
+    image, and one with fewer images a prompt is a prefix of one with more. The model's own sampler draws the image
+    that the pipeline's own call draws with `torch.Generator().manual_seed(seed)`.
 
     Args:
         drawing: the model and how it draws.
@@ -97,13 +106,17 @@ def evaluate(
         for reward in rewards.values():
             stack.enter_context(reward.resident())
         for count in steps:
-            denoiser, monitors = drawing.policy.backbone.denoiser(count, drawing.eta), None
+            backbone, monitors = drawing.policy.backbone, None
+            denoiser = drawing.sampler.denoiser(backbone, count)
             if monitored:
-                monitors = Monitors(drawing.policy, denoiser, images.mine, len(prompts), monitored, processes.count)
+                steps_of_training = drawing.training.denoiser(backbone, count)
+                monitors = Monitors(
+                    drawing.policy, steps_of_training, images.mine, len(prompts), monitored, processes.count
+                )
             own_scores, own_tiles = _draw_and_score(drawing, denoiser, images, rewards, monitors)
             for name, values in own_scores.items():
                 gathered = dict(processes.gather(list(zip(images.mine, values, strict=True))))
-                scores[name][count] = np.array([gathered[i] for i in images.seeds], dtype=np.float64)
+                scores[name][count] = np.array([gathered[i] for i in range(len(images.texts))], dtype=np.float64)
             shown = dict(processes.gather(own_tiles))
             tiles[count] = torch.stack([shown[i] for i in sorted(shown)]).permute(0, 2, 3, 1)
             for name, value in (monitors.finish(processes) if monitors else {}).items():
@@ -111,8 +124,24 @@ def evaluate(
     return EvaluatedImages(ImageScores(images.texts, images.seeds, scores), tiles, measured)
 
 
+def image_seeds(texts: Sequence[str]) -> list[int]:
+    """The seed of each image of an evaluation, from the text of its prompt and its number among the text's images.
+
+    Seeds are below 2³², so that JSON readers and other programs hold them exactly.
+
+    Args:
+        texts: the prompt of each image.
+    """
+    seen: Counter[str] = Counter()
+    found = []
+    for text in texts:
+        found.append(seeds.derive("evaluation", text, seen[text]) % 2**32)
+        seen[text] += 1
+    return found
+
+
 class _Images:
-    """The images of an evaluation, and this process's share of them.
+    """The images of an evaluation, by place, and this process's share of them.
 
     Args:
         prompts: the prompt of each image.
@@ -121,7 +150,7 @@ class _Images:
     Attributes:
         prompts: the prompt of each image.
         texts: the text of each image's prompt.
-        seeds: the seed of each image, which equals the place of the image.
+        seeds: the seed of each image.
         mine: the places of this process's images, ascending.
         drawn: the places of the images that this process draws: its share, and perhaps one more that is not scored.
     """
@@ -129,8 +158,8 @@ class _Images:
     def __init__(self, prompts: Sequence[Prompt], processes: Processes) -> None:
         self.prompts = prompts
         self.texts = [p.text for p in prompts]
-        self.seeds = list(range(len(prompts)))
-        self.mine = self.seeds[processes.rank :: processes.count]
+        self.seeds = image_seeds(self.texts)
+        self.mine = list(range(len(prompts)))[processes.rank :: processes.count]
         # Sharded networks must be called equally often everywhere: a process with one image less draws the first one.
         self.drawn = self.mine + [0] * (-(-len(prompts) // processes.count) - len(self.mine))
 
@@ -178,7 +207,7 @@ def _draw(
         denoiser,
         drawing.embeddings,
         [images.texts[i] for i in images.drawn],
-        images.drawn,
+        [images.seeds[i] for i in images.drawn],
         drawing.micro_batch,
         drawing.decode_batch,
         monitors.drift if monitors else None,

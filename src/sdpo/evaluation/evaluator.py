@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from torch import Tensor
 
 from sdpo.config.sections import EvaluateConfig
-from sdpo.evaluation.evaluate import Drawing, evaluate
-from sdpo.evaluation.record import Evaluation
+from sdpo.evaluation.evaluate import Drawing, EvaluatedImages, evaluate
+from sdpo.evaluation.record import Evaluation, Sampled, Weights
 from sdpo.prompts import Prompt
 from sdpo.rewards.base import PlacedReward
 
@@ -27,6 +27,8 @@ class Evaluator:
         unseen: the prompts that are evaluated before the first and after the last epoch only; may be empty.
         rewards: the trained rewards, the held-out rewards and the judge, by name.
         averaged: gives a context in which the network has the averaged weights.
+        keeps_average: whether the run keeps an average of the weights.
+        starts_from_lora: whether the weights before training are those of a LoRA, and not the bare base model.
     """
 
     settings: EvaluateConfig
@@ -35,6 +37,8 @@ class Evaluator:
     unseen: Sequence[Prompt]
     rewards: Mapping[str, PlacedReward]
     averaged: Callable[[], AbstractContextManager[Any]]
+    keeps_average: bool = False
+    starts_from_lora: bool = False
 
     def is_due(self, epoch: int) -> bool:
         """Whether the weights after an epoch are evaluated."""
@@ -46,7 +50,7 @@ class Evaluator:
         """Evaluate the weights after an epoch.
 
         Args:
-            epoch: the epoch; 0 is the base model.
+            epoch: the epoch; 0 is before training.
             drawing: the model and how it draws.
             costs: the costs of the run until then, by the names in `COSTS`.
             full: evaluate as before the first and after the last epoch: on more images, and on the unseen prompts too.
@@ -58,24 +62,53 @@ class Evaluator:
             DivergenceError: if an image is not finite.
             RewardError: if a reward fails.
         """
-        settings = self.settings
         full = full or epoch in (0, self.epochs)
+        model: Literal["base", "start", "trained"] = "trained" if epoch else "start" if self.starts_from_lora else "base"
+        with self.averaged():
+            return self._evaluate(epoch, drawing, costs, full, Weights(model, self.keeps_average and epoch > 0))
+
+    def base(self, drawing: Drawing, costs: Mapping[str, float]) -> tuple[Evaluation, dict[int, Tensor]]:
+        """Evaluate the bare base model as before the first epoch, whatever the weights are now.
+
+        Args:
+            drawing: the model and how it draws.
+            costs: the costs of the run until then, by the names in `COSTS`.
+
+        Returns:
+            The record, with epoch 0, and the first images by number of steps, uint8 [n, H, W, 3].
+
+        Raises:
+            DivergenceError: if an image is not finite.
+            RewardError: if a reward fails.
+        """
+        with drawing.policy.backbone.reference():
+            return self._evaluate(0, drawing, costs, True, Weights("base"))
+
+    def _evaluate(
+        self, epoch: int, drawing: Drawing, costs: Mapping[str, float], full: bool, weights: Weights
+    ) -> tuple[Evaluation, dict[int, Tensor]]:
+        settings, backbone = self.settings, drawing.policy.backbone
         per_prompt = settings.images_per_prompt
         if not full and settings.images_per_prompt_between is not None:
             per_prompt = settings.images_per_prompt_between
-        with self.averaged():
-            seen = evaluate(
+
+        def score(drawing: Drawing, prompts: Sequence[Prompt], images: int, monitored: int = 0) -> EvaluatedImages:
+            return evaluate(
                 drawing,
-                self.prompts,
+                prompts,
                 self.rewards,
                 steps=settings.steps,
-                images_per_prompt=per_prompt,
-                monitored=settings.monitored,
+                images_per_prompt=images,
+                monitored=monitored,
             )
-            unseen = None
-            if full and self.unseen:
-                found = evaluate(drawing, self.unseen, self.rewards, steps=settings.steps, images_per_prompt=per_prompt)
-                unseen = found.scores
+
+        seen = score(drawing, self.prompts, per_prompt, settings.monitored)
+        unseen = score(drawing, self.unseen, per_prompt).scores if full and self.unseen else None
+        other = None
+        if full and drawing.training.level(backbone) != drawing.sampler.level(backbone):
+            by_training = replace(drawing, sampler=drawing.training)
+            scores = score(by_training, self.prompts, settings.monitored).scores
+            other = Sampled(scores, drawing.conditions(drawing.training))
         record = Evaluation(
             epoch=epoch,
             seen=seen.scores,
@@ -84,5 +117,8 @@ class Evaluator:
             judge=settings.judge,
             monitors=seen.monitors,
             monitored=settings.monitored,
+            conditions=drawing.conditions(drawing.sampler),
+            weights=weights,
+            training_sampler=other,
         )
         return record, seen.tiles

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from sdpo.errors import UserError
+from sdpo.evaluation.conditions import Conditions, differences
 from sdpo.evaluation.record import GAIN, Evaluation, read_evaluation, weighted_gain, write_evaluation
 from sdpo.run.directory import RunDirectory
 from sdpo.system.log import logger
@@ -42,27 +43,46 @@ class EvaluationHistory:
         Raises:
             UserError: if the base model's evaluation is damaged; another damaged one is left out with a warning.
         """
-        self._base = self.latest = read_evaluation(self._run, 0)
+        self.latest = read_evaluation(self._run.evaluation(0))
+        self._base = read_evaluation(self._run.base_evaluation) or self.latest
         for number in range(1, epoch + 1):
             try:
-                self.latest = read_evaluation(self._run, number) or self.latest
+                self.latest = read_evaluation(self._run.evaluation(number)) or self.latest
             except UserError as error:  # only callbacks see it; gain and stopping rules need the base model's
                 logger.warning("%s", error)
+
+    def lacks_base(self, conditions: Conditions) -> list[str]:
+        """The reasons why evaluations under these conditions cannot be compared with the base model's, in words.
+
+        Args:
+            conditions: how the images of the next evaluations are drawn and scored.
+        """
+        if self._base is None:
+            return ["the base model was not evaluated"]
+        if self._base.weights is not None and self._base.weights.model != "base":
+            return ["the run starts from a LoRA"]
+        return differences(self._base.conditions, conditions)
+
+    def record_base(self, evaluation: Evaluation, tiles: Mapping[int, Tensor]) -> None:
+        """Write the evaluation of the bare base model, with which the following evaluations are compared."""
+        self._base = evaluation
+        if self._writes:
+            write_evaluation(self._run.base_evaluation, evaluation, tiles)
 
     def record(self, evaluation: Evaluation, tiles: Mapping[int, Tensor]) -> dict[str, float]:
         """Write an evaluation, and compare it with the base model's.
 
         Args:
-            evaluation: the evaluation; that of epoch 0 is the base model's.
+            evaluation: the evaluation; that of epoch 0 is the base model's unless the run starts from a LoRA.
             tiles: the first images by number of steps, uint8 [n, H, W, 3].
 
         Returns:
-            The metrics of the evaluation, with the weighted gain where the base model's evaluation is known.
+            The metrics of the evaluation, with the weighted gain where it can be compared with the base model's.
         """
-        if evaluation.epoch == 0:
+        if evaluation.epoch == 0 and self._base is None:
             self._base = evaluation
         if self._writes:
-            write_evaluation(self._run, evaluation, tiles)
+            write_evaluation(self._run.evaluation(evaluation.epoch), evaluation, tiles)
         self.latest, metrics = evaluation, evaluation.metrics()
         gain = weighted_gain(self._base, evaluation, self._weights) if self._base is not None else None
         return metrics if gain is None else {**metrics, GAIN: gain}

@@ -21,7 +21,7 @@ MONITORS = ("diversity", "edge_density", "entropy", "kl_to_base")
 """The names of the monitors; `metrics.jsonl` has them as `monitor/<name>/<steps>`."""
 
 DRIFT_IMAGES = 8
-"""Images on whose trajectories the base model is evaluated; monitors cost no other network evaluations."""
+"""Images on whose trajectories the policy and the base model are compared; monitors cost no other evaluations."""
 
 _THUMBNAIL = 32
 _EDGE = 0.1  # difference in brightness between neighbouring pixels, as a share of its range
@@ -81,15 +81,15 @@ def _brightness(images: Tensor) -> Tensor:
 
 
 class Drift:
-    """KL divergence of the policy from the base model, on the policy's own trajectories.
+    """KL divergence of the policy from the base model, on the trajectories of the evaluation.
 
-    At each stochastic step of a trajectory, KL(N(μ_θ, σ²) ‖ N(μ_base, σ²)) = mean over latent elements of
-    (μ_θ − μ_base)² / 2σ², at the latent of the trajectory; averaged over the stochastic steps, in nats. It is the
-    quantity that `train.kl_weight` weighs, and 0 up to rounding for the base model.
+    At each step of a trajectory that is stochastic in training, KL(N(μ_θ, σ²) ‖ N(μ_base, σ²)) = mean over latent
+    elements of (μ_θ − μ_base)² / 2σ², at the latent of the trajectory, whichever sampler drew it; averaged over these
+    steps, in nats. It is the quantity that `train.kl_weight` weighs, and 0 for the base model.
 
     Args:
         policy: the policy that is measured.
-        denoiser: the schedule.
+        denoiser: the steps of the training sampler.
         count: the number of trajectories that are measured, the first ones.
         asked: the number of trajectories on which the base model is evaluated, at least `count` and equal on all
             processes: sharded networks must be called equally often everywhere. None means `count`.
@@ -111,19 +111,22 @@ class Drift:
             rows: the places of the N trajectories.
             step: i.
             x: x_i, [N, C, H, W].
-            transition: the policy's transition at x_i.
+            transition: the transition that the evaluation drew x_{i+1} from, which is not used.
             conditioning: the conditioning of the N trajectories.
         """
         count = min(rows.stop, self.asked) - rows.start
         if count <= 0:
             return
+        del transition
         steps = torch.full((count,), step, device=x.device)
         first = {name: values[:count] for name, values in conditioning.items()}
-        with self.policy.no_gradient(), self.policy.backbone.reference():
-            base = self.policy.transition(self.denoiser, x[:count], steps, first)
-        divergence = gaussian.kl_divergence(transition.mean[:count], base.mean, transition.std[:count])
-        own = self.values[rows.start : rows.start + count]
-        own += divergence[: len(own)] / self.denoiser.stochastic.sum()
+        with self.policy.no_gradient():
+            own = self.policy.transition(self.denoiser, x[:count], steps, first)
+            with self.policy.backbone.reference():
+                base = self.policy.transition(self.denoiser, x[:count], steps, first)
+        divergence = gaussian.kl_divergence(own.mean, base.mean, own.std)
+        values = self.values[rows.start : rows.start + count]
+        values += divergence[: len(values)] / self.denoiser.stochastic.sum()
 
 
 class Monitors:
@@ -131,7 +134,7 @@ class Monitors:
 
     Args:
         policy: the policy that draws the images.
-        denoiser: the schedule.
+        denoiser: the steps of the training sampler.
         mine: the places of this process's images among all, ascending.
         prompts: the number of prompts of the evaluation; image i has prompt i modulo `prompts`.
         per_prompt: the number of images of each prompt that are measured, the first ones.

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdpo.errors import UserError
+from sdpo.evaluation.conditions import Conditions, differences
 from sdpo.loop.counters import Counters
 from sdpo.run.directory import RunDirectory, strip, strips
 from sdpo.system.durable import sync_tree, write_whole
@@ -49,6 +50,12 @@ class ImageScores:
         values = self.scores[reward][steps].tolist()
         return sum(values) / len(values)
 
+    def pairs_with(self, other: ImageScores) -> bool:
+        """Whether the images have equal prompts and seeds, as far as both evaluations have images."""
+        count = min(len(self.prompts), len(other.prompts))
+        mine, theirs = ((e.prompts[:count], e.seeds[:count]) for e in (self, other))
+        return mine == theirs
+
     def as_json(self) -> dict[str, Any]:
         """A mapping of plain values; numbers of steps become strings."""
         scores = {name: {str(s): v.tolist() for s, v in by_steps.items()} for name, by_steps in self.scores.items()}
@@ -70,11 +77,48 @@ class ImageScores:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """The weights that an evaluation drew its images with.
+
+    Attributes:
+        model: `base`, the bare base model; `start`, the base model with the LoRA that the run starts from; `trained`.
+        averaged: whether they are the average of the weights over the optimizer steps.
+        lora_strength: the factor of the LoRA's change of the weights.
+    """
+
+    model: Literal["base", "start", "trained"]
+    averaged: bool = False
+    lora_strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The scores of images that another sampler than the evaluation's own drew.
+
+    Attributes:
+        scores: the scores.
+        conditions: how the images were drawn and scored.
+    """
+
+    scores: ImageScores
+    conditions: Conditions
+
+    def as_json(self) -> dict[str, Any]:
+        """A mapping of plain values."""
+        return {"conditions": self.conditions.as_json(), **self.scores.as_json()}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Sampled:
+        """The inverse of `as_json`."""
+        return cls(ImageScores.from_json(record), Conditions.from_json(record["conditions"]))
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """An evaluation of a run after an epoch.
 
     Attributes:
-        epoch: the epoch; 0 is the base model.
+        epoch: the epoch; 0 is before training.
         seen: the scores of the training prompts' images.
         unseen: the scores of other prompts' images; None where the evaluation drew none.
         costs: the costs of the run until then, by the names in `COSTS`.
@@ -83,6 +127,10 @@ class Evaluation:
         monitors: the monitors by name and number of steps.
         monitored: the number of images of each prompt that the monitors were measured on.
         strips: the pictures on disk by number of steps, each a row of square tiles.
+        conditions: how the images were drawn and scored; None in records of earlier versions.
+        weights: the weights that drew the images; None in records of earlier versions.
+        training_sampler: the training prompts' images as the training sampler draws them; None where the evaluation
+            drew none, or that sampler is the evaluation's own.
     """
 
     epoch: int
@@ -93,6 +141,9 @@ class Evaluation:
     monitors: dict[str, dict[int, float]] = field(default_factory=dict)
     monitored: int = 0
     strips: dict[int, Path] = field(default_factory=dict)
+    conditions: Conditions | None = None
+    weights: Weights | None = None
+    training_sampler: Sampled | None = None
 
     def metrics(self) -> dict[str, float]:
         """The means as `eval/<reward>/<steps>`, and the monitors as `monitor/<name>/<steps>`."""
@@ -102,6 +153,12 @@ class Evaluation:
     def as_json(self) -> dict[str, Any]:
         """A mapping of plain values; numbers of steps become strings."""
         record = {"epoch": self.epoch, **self.costs, "judge": self.judge, **self.seen.as_json()}
+        if self.conditions is not None:
+            record["conditions"] = self.conditions.as_json()
+        if self.weights is not None:
+            record["weights"] = dataclasses.asdict(self.weights)
+        if self.training_sampler is not None:
+            record["training_sampler"] = self.training_sampler.as_json()
         if self.unseen is not None:
             record["unseen"] = self.unseen.as_json()
         if self.monitored:
@@ -120,7 +177,8 @@ class Evaluation:
         Raises:
             KeyError, TypeError, ValueError, AttributeError: if the record is damaged.
         """
-        unseen, judge = record.get("unseen"), record.get("judge")
+        unseen, judge, other = record.get("unseen"), record.get("judge"), record.get("training_sampler")
+        conditions, weights = record.get("conditions"), record.get("weights")
         return cls(
             epoch=int(record["epoch"]),
             seen=ImageScores.from_json(record),
@@ -133,18 +191,20 @@ class Evaluation:
             },
             monitored=int(record.get("monitored", 0)),
             strips=strips(file),
+            conditions=Conditions.from_json(conditions) if conditions else None,
+            weights=Weights(**weights) if weights else None,
+            training_sampler=Sampled.from_json(other) if other else None,
         )
 
 
-def write_evaluation(run: RunDirectory, evaluation: Evaluation, tiles: Mapping[int, Tensor]) -> None:
+def write_evaluation(file: Path, evaluation: Evaluation, tiles: Mapping[int, Tensor]) -> None:
     """Write an evaluation's pictures and then its scores, so that scores are never without pictures.
 
     Args:
-        run: the run's directory.
+        file: the JSON file, in the run's folder of evaluations.
         evaluation: the record.
         tiles: the first images by number of steps, uint8 [n, H, W, 3].
     """
-    file = run.evaluation(evaluation.epoch)
     file.with_suffix("").mkdir(parents=True, exist_ok=True)
     for steps, images in tiles.items():
         Image.fromarray(torch.cat(list(images), dim=1).numpy()).save(strip(file, steps))
@@ -152,13 +212,12 @@ def write_evaluation(run: RunDirectory, evaluation: Evaluation, tiles: Mapping[i
     write_whole(file, json.dumps(evaluation.as_json()))
 
 
-def read_evaluation(run: RunDirectory, epoch: int) -> Evaluation | None:
-    """Read the evaluation of an epoch; None if there is none.
+def read_evaluation(file: Path) -> Evaluation | None:
+    """Read an evaluation; None if there is no such file.
 
     Raises:
         UserError: if the file is damaged.
     """
-    file = run.evaluation(epoch)
     if not file.is_file():
         return None
     try:
@@ -182,6 +241,16 @@ def discard_evaluations_after(run: RunDirectory, epoch: int) -> None:
             path.unlink()
 
 
+def unpaired(one: Evaluation, other: Evaluation) -> list[str]:
+    """The reasons why the images of two evaluations do not form pairs, in words; empty if they do.
+
+    Images are paired if they have the same prompt and seed, and were drawn and scored under the same conditions. One
+    evaluation may have fewer images of each prompt than the other.
+    """
+    found = differences(one.conditions, other.conditions)
+    return found if one.seen.pairs_with(other.seen) else [*found, "prompts or seeds"]
+
+
 def weighted_gain(base: Evaluation, now: Evaluation, weights: Mapping[str, float]) -> float | None:
     """The gain of the weighted rewards over the base model, in the base model's standard deviations.
 
@@ -195,11 +264,14 @@ def weighted_gain(base: Evaluation, now: Evaluation, weights: Mapping[str, float
         weights: the weight of each trained reward by name.
 
     Returns:
-        The gain, or None if the evaluations share no number of steps, as when a resumed run evaluates at other ones.
+        The gain, or None if the evaluations share no number of steps, as when a resumed run evaluates at other ones, or
+        were made under conditions that differ.
     """
+    if unpaired(base, now):
+        return None
     total = 0.0
     for name, weight in weights.items():
-        before, after = base.seen.scores[name], now.seen.scores[name]
+        before, after = base.seen.scores.get(name, {}), now.seen.scores[name]
         common = [steps for steps in after if steps in before]
         if not common:
             return None

@@ -117,6 +117,11 @@ class RunDirectory:
         """The scores of an epoch's evaluation."""
         return self.evaluations / f"{_EPOCH}{epoch:04d}.json"
 
+    @property
+    def base_evaluation(self) -> Path:
+        """The scores of the base model, where those before training are of other weights or cannot be compared."""
+        return self.evaluations / "base.json"
+
     def evaluation_files(self) -> Iterator[Path]:
         """The scores of all evaluations, by epoch; other files beside them are not the run's."""
         files = (file for file in self.evaluations.glob(f"{_EPOCH}*.json") if _EVALUATION.fullmatch(file.name))

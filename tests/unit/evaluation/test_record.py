@@ -36,9 +36,9 @@ def evaluation(epoch: int) -> Evaluation:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     run, tiles = RunDirectory(tmp_path), {8: torch.zeros(2, 4, 4, 3, dtype=torch.uint8)}
-    assert read_evaluation(run, 0) is None
-    write_evaluation(run, evaluation(0), tiles)
-    found = read_evaluation(run, 0)
+    assert read_evaluation(run.evaluation(0)) is None
+    write_evaluation(run.evaluation(0), evaluation(0), tiles)
+    found = read_evaluation(run.evaluation(0))
     assert found is not None and list(found.strips) == [8] and found.strips[8].is_file()
     assert json.dumps(found.as_json()) == json.dumps(evaluation(0).as_json())
     assert dataclasses.replace(found, strips={}).metrics() == {
@@ -51,7 +51,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_later_evaluations_are_discarded_and_earlier_ones_stay(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     for epoch in (0, 2, 4):
-        write_evaluation(run, evaluation(epoch), {1: torch.zeros(1, 4, 4, 3, dtype=torch.uint8)})
+        write_evaluation(run.evaluation(epoch), evaluation(epoch), {1: torch.zeros(1, 4, 4, 3, dtype=torch.uint8)})
     (run.evaluations / "epoch_0002.json.tmp").write_text("{")
     discard_evaluations_after(run, 2)
     assert sorted(path.name for path in run.evaluations.iterdir()) == [
@@ -65,4 +65,4 @@ def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
     run.evaluations.mkdir()
     run.evaluation(0).write_text(content)
     with pytest.raises(UserError, match="epoch_0000.json is damaged.*delete it"):
-        read_evaluation(run, 0)
+        read_evaluation(run.evaluation(0))

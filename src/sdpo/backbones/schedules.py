@@ -26,9 +26,7 @@ def own_eta(scheduler: Any) -> float:
     return 1.0 if type(scheduler).__name__ in ("EulerAncestralDiscreteScheduler", "LCMScheduler") else 0.0
 
 
-def unet_denoiser(
-    scheduler: Any, num_steps: int, eta: float, device: torch.device, published: bool = True
-) -> Denoiser:
+def unet_denoiser(scheduler: Any, num_steps: int, eta: float, device: torch.device, published: bool = True) -> Denoiser:
     """Build stochastic DDIM, or consistency sampling where the scheduler is an LCMScheduler.
 
     Args:
@@ -62,9 +60,7 @@ def unet_denoiser(
             own = _set(scheduler, num_steps)
             scaling = config.timestep_scaling
             return Consistency(scheduler.alphas_cumprod, own.timesteps, prediction, device, scaling, clip=clip)
-        return ScheduledDDIM(
-            ddim_schedule(scheduler, num_steps, published and eta > 0), prediction, eta, device, clip
-        )
+        return ScheduledDDIM(ddim_schedule(scheduler, num_steps, published and eta > 0), prediction, eta, device, clip)
     except ValueError as error:
         raise UserError(str(error)) from error
 

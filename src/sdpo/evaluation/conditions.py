@@ -101,7 +101,7 @@ def conditions_of(config: Config, backbone: Backbone, sampler: Sampler, dtype: s
 
 
 def differences(one: Conditions | None, other: Conditions | None) -> list[str]:
-    """The conditions that keep two evaluations from being paired, in words; empty if they can be paired.
+    """The conditions that differ between two evaluations, with both values; empty if their images can be paired.
 
     Evaluations of earlier versions have no conditions: they can be paired with each other.
 
@@ -112,7 +112,7 @@ def differences(one: Conditions | None, other: Conditions | None) -> list[str]:
     if one is None and other is None:
         return []
     if one is None or other is None:
-        return ["the conditions, which an earlier version of sdpo did not record"]
+        return ["conditions (recorded, and not recorded by an earlier version)"]
     return list(_differences(one.as_json(), other.as_json(), ""))
 
 
@@ -124,7 +124,7 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str) 
         if isinstance(first, Mapping) and isinstance(second, Mapping):
             yield from _differences(first, second, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}: {first} and {second}"
+            yield f"{prefix}{key} ({first} and {second})"
 
 
 def _version(package: str) -> str:

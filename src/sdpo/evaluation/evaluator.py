@@ -63,7 +63,9 @@ class Evaluator:
             RewardError: if a reward fails.
         """
         full = full or epoch in (0, self.epochs)
-        model: Literal["base", "start", "trained"] = "trained" if epoch else "start" if self.starts_from_lora else "base"
+        model: Literal["base", "start", "trained"] = (
+            "trained" if epoch else "start" if self.starts_from_lora else "base"
+        )
         with self.averaged():
             return self._evaluate(epoch, drawing, costs, full, Weights(model, self.keeps_average and epoch > 0))
 

@@ -11,7 +11,7 @@ from sdpo.report.config_summary import rewards_text, setting_name, trained_text
 from sdpo.report.image_pairs import captioned_scores, image_pairs
 from sdpo.report.over_optimisation import monitor_charts, stopping_rules
 from sdpo.report.reader import Run
-from sdpo.report.stats import SplitName, same_images, score_names
+from sdpo.report.stats import SplitName, different_images, score_names
 from sdpo.report.tables import ResultTable, cost_rows, result_table, significant_changes
 from sdpo.report.templating import render_html
 from sdpo.report.usage import usage
@@ -27,10 +27,12 @@ def render_page(run: Run) -> str:
         run=run,
         kicker=_kicker(run),
         facts=_facts(run),
-        same_images=same_images(run),
+        different=different_images(run),
         changes=significant_changes(run, score_names(run)),
         tables=_result_tables(run, "seen"),
         unseen_tables=_result_tables(run, "unseen"),
+        training_tables=_result_tables(run, "training"),
+        start_tables=[result_table(run, n, "seen", run.start) for n in score_names(run)] if run.start else [],
         pairs=image_pairs(run),
         captioned=captioned_scores(run),
         legend=step_legend(run),
@@ -40,6 +42,7 @@ def render_page(run: Run) -> str:
         rules=stopping_rules(run),
         costs=cost_rows(run),
         training=training_charts(run),
+        training_sampler=_training_sampler(run),
         usage=usage(run),
         environment=_flat(run.environment),
     )
@@ -82,6 +85,12 @@ def _progress(run: Run) -> str:
 
 def _result_tables(run: Run, split: SplitName) -> list[ResultTable]:
     return [result_table(run, name, split) for name in score_names(run, split)]
+
+
+def _training_sampler(run: Run) -> str:
+    """Return the training sampler in words; empty where no evaluation used it beside another one."""
+    found = [e.training_sampler for e in run.evaluations if e.training_sampler is not None]
+    return found[-1].conditions.text if found else ""
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sdpo.config.load import read_mapping
 from sdpo.errors import UserError, cause
+from sdpo.evaluation.conditions import differences
 from sdpo.evaluation.record import COSTS, Evaluation
 from sdpo.run.directory import RunDirectory
 from sdpo.run.metrics import read_rows
@@ -33,9 +34,11 @@ class Run:
         config_text: the text of the YAML file.
         environment: versions, device and number of processes.
         metrics: one row per epoch, by epoch.
-        evaluations: one record per evaluation, by epoch.
+        evaluations: one record per evaluation, by epoch; all were made under the same conditions.
         notes: one sentence for each part that was left out.
         stopped: `epoch`, `result_epoch` and `text` if a stopping rule ended the run, else empty.
+        bare_base: the evaluation of the base model where that of epoch 0 is of other weights or conditions.
+        left_out: the epochs whose evaluations were made under other conditions than the latest one.
     """
 
     directory: RunDirectory
@@ -46,6 +49,8 @@ class Run:
     evaluations: list[Evaluation]
     notes: list[str] = field(default_factory=list)
     stopped: dict[str, Any] = field(default_factory=dict)
+    bare_base: Evaluation | None = None
+    left_out: frozenset[int] = frozenset()
 
     @property
     def path(self) -> Path:
@@ -59,7 +64,19 @@ class Run:
 
     @property
     def base(self) -> Evaluation | None:
-        """The evaluation before training."""
+        """The evaluation of the base model; None if there is none that can be compared with the others."""
+        if self.bare_base is not None:
+            return self.bare_base
+        return self._before if self.start is None else None
+
+    @property
+    def start(self) -> Evaluation | None:
+        """The evaluation before training of a run that starts from a LoRA; None for other runs."""
+        before = self._before
+        return before if before is not None and before.weights is not None and before.weights.model == "start" else None
+
+    @property
+    def _before(self) -> Evaluation | None:
         return next((e for e in self.evaluations if e.epoch == 0), None)
 
     @property
@@ -71,6 +88,16 @@ class Run:
         result = self.stopped.get("result_epoch")
         later = [e for e in self.evaluations if e.epoch > 0]
         return next((e for e in later if e.epoch == result), later[-1] if later else None)
+
+    @property
+    def sampler(self) -> str:
+        """The sampler that drew the images of the evaluations, in words."""
+        conditions = self.evaluations[-1].conditions if self.evaluations else None
+        if conditions is not None:
+            return conditions.text
+        sample = self.config.get("sample")
+        eta = sample.get("eta") if isinstance(sample, dict) else None
+        return f"the training sampler (η = {eta:g})" if isinstance(eta, (int, float)) else "the training sampler"
 
     @property
     def judges(self) -> set[str]:
@@ -98,33 +125,56 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{path} is not a run's directory: {reason}. Pass the --output-dir of an `sdpo train`.")
     metrics, damaged = read_rows(directory.metrics)
     notes = [f"{directory.metrics.name}, line {n}, is left out: not a JSON object with an epoch." for n in damaged]
+    evaluations = _read_evaluations(directory, metrics, notes)
+    kept, base = _comparable(evaluations, notes), _read_base(directory, notes)
     return Run(
         directory=directory,
         config=read_mapping(directory.config),
         config_text=directory.config.read_text(encoding="utf-8"),
         environment=_read_json(directory.environment, notes) or {},
         metrics=metrics,
-        evaluations=_read_evaluations(directory, metrics, notes),
+        evaluations=kept,
         notes=notes,
         stopped=_read_json(directory.stopped, notes) or {},
+        bare_base=base if base is not None and kept and not differences(base.conditions, kept[-1].conditions) else None,
+        left_out=frozenset(e.epoch for e in evaluations) - {e.epoch for e in kept},
     )
 
 
 def _read_evaluations(directory: RunDirectory, metrics: list[dict[str, Any]], notes: list[str]) -> list[Evaluation]:
     """Return the readable evaluations by epoch, and add a note for each of the others."""
     rows = {int(row["epoch"]): row for row in metrics}
-    found = []
-    for file in directory.evaluation_files():
-        record = _read_json(file, notes)
-        if record is None:
-            continue
-        try:
-            evaluation = Evaluation.from_json(record, file)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            notes.append(f"{file.relative_to(directory.path)} is left out: {type(error).__name__}: {cause(error)}.")
-        else:
-            found.append(_with_costs(evaluation, rows.get(evaluation.epoch, {})))
-    return sorted(found, key=lambda e: e.epoch)
+    files = directory.evaluation_files()
+    found = [evaluation for file in files if (evaluation := _read_evaluation(directory, file, notes)) is not None]
+    return sorted((_with_costs(e, rows.get(e.epoch, {})) for e in found), key=lambda e: e.epoch)
+
+
+def _read_base(directory: RunDirectory, notes: list[str]) -> Evaluation | None:
+    base = _read_evaluation(directory, directory.base_evaluation, notes)
+    return _with_costs(base, {}) if base is not None else None
+
+
+def _read_evaluation(directory: RunDirectory, file: Path, notes: list[str]) -> Evaluation | None:
+    """Return the evaluation in a file; None, with a note, if the file is damaged, and None if there is none."""
+    record = _read_json(file, notes)
+    if record is None:
+        return None
+    try:
+        return Evaluation.from_json(record, file)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        notes.append(f"{file.relative_to(directory.path)} is left out: {type(error).__name__}: {cause(error)}.")
+        return None
+
+
+def _comparable(evaluations: list[Evaluation], notes: list[str]) -> list[Evaluation]:
+    """Return the evaluations under the conditions of the latest one, and add a note on the others."""
+    kept = [e for e in evaluations if not differences(e.conditions, evaluations[-1].conditions)]
+    others = [e for e in evaluations if e not in kept]
+    if others:
+        reasons = dict.fromkeys(r for e in others for r in differences(e.conditions, evaluations[-1].conditions))
+        listed = ", ".join(str(e.epoch) for e in others)
+        notes.append(f"The evaluations of epoch {listed} are left out, as they differ in {'; '.join(reasons)}.")
+    return kept
 
 
 def _with_costs(evaluation: Evaluation, row: Mapping[str, Any]) -> Evaluation:

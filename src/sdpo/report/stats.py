@@ -8,11 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from sdpo.evaluation.record import COSTS, Evaluation, FloatArray, ImageScores
+from sdpo.evaluation.conditions import Conditions, differences
+from sdpo.evaluation.record import COSTS, Evaluation, FloatArray, ImageScores, unpaired
 from sdpo.report.reader import Run
 
-SplitName = Literal["seen", "unseen"]
-"""Which prompts: those of the training set, or others."""
+SplitName = Literal["seen", "unseen", "training"]
+"""Which images: of the training prompts, of other prompts, or of the training prompts by the training sampler."""
 
 _ENOUGH_IMAGES = 10  # with fewer, the standard error itself is too uncertain
 
@@ -119,24 +120,35 @@ def has_unseen(run: Run) -> bool:
     return bool(score_names(run, "unseen"))
 
 
-def same_images(run: Run) -> bool:
-    """Whether the base and the tuned model were evaluated on equal prompts and seeds."""
-    return run.base is not None and run.tuned is not None and _pairable(run.base.seen, run.tuned.seen)
+def different_images(run: Run) -> list[str]:
+    """Return what differs between the base and the tuned model's images besides the weights; empty for pairs."""
+    return unpaired(run.base, run.tuned) if run.base is not None and run.tuned is not None else []
 
 
-def before_and_after(run: Run, name: str, split: SplitName = "seen") -> list[BeforeAfter]:
-    """Return a score of the base and of the tuned model at each number of steps, ascending."""
-    base = scored_images(run.base, split) if run.base else None
+def before_and_after(
+    run: Run, name: str, split: SplitName = "seen", before: Evaluation | None = None
+) -> list[BeforeAfter]:
+    """Return a score of the base and of the tuned model at each number of steps, ascending.
+
+    Args:
+        run: the run.
+        name: the score's name.
+        split: which images.
+        before: the evaluation to compare the tuned model with, in place of the base model's.
+    """
+    earlier = before or run.base
+    base = scored_images(earlier, split) if earlier else None
     tuned = scored_images(run.tuned, split) if run.tuned else None
     first, last = (base.scores.get(name, {}) if base else {}), (tuned.scores.get(name, {}) if tuned else {})
-    pairable = base is not None and tuned is not None and _pairable(base, tuned)
+    pairable = base is not None and tuned is not None and (base.prompts, base.seeds) == (tuned.prompts, tuned.seeds)
+    pairable = pairable and not differences(_conditions(earlier, split), _conditions(run.tuned, split))
     rows = []
     for steps in sorted(first.keys() | last.keys()):
-        before, after = first.get(steps), last.get(steps)
+        old, new = first.get(steps), last.get(steps)
         gain = None
-        if pairable and before is not None and after is not None and len(before) == len(after) > 0:
-            gain = paired_gain(before, after)
-        rows.append(BeforeAfter(steps, _mean(before), _mean(after), gain))
+        if pairable and old is not None and new is not None and len(old) == len(new) > 0:
+            gain = paired_gain(old, new)
+        rows.append(BeforeAfter(steps, _mean(old), _mean(new), gain))
     return rows
 
 
@@ -149,7 +161,7 @@ def learning_curve(run: Run, name: str, steps: int, split: SplitName = "seen") -
     if split == "seen":
         for row in run.metrics:
             value = row.get(f"eval/{name}/{steps}")
-            if isinstance(value, (int, float)):
+            if isinstance(value, (int, float)) and row["epoch"] not in run.left_out:
                 costs = {key: float(row[key]) for key in COSTS if isinstance(row.get(key), (int, float))}
                 points[int(row["epoch"])] = CurvePoint(int(row["epoch"]), costs, float(value))
     for evaluation in run.evaluations:
@@ -179,12 +191,16 @@ def average_neighbours(xs: list[float], ys: list[float], limit: int = 240) -> tu
 
 
 def scored_images(evaluation: Evaluation, split: SplitName) -> ImageScores | None:
-    """Return the scores of the training prompts' images or of other prompts' images; None if there are none."""
+    """Return the scores of some of an evaluation's images; None if there are none."""
+    if split == "training":
+        return evaluation.training_sampler.scores if evaluation.training_sampler is not None else None
     return evaluation.seen if split == "seen" else evaluation.unseen
 
 
-def _pairable(base: ImageScores, tuned: ImageScores) -> bool:
-    return (base.prompts, base.seeds) == (tuned.prompts, tuned.seeds)
+def _conditions(evaluation: Evaluation | None, split: SplitName) -> Conditions | None:
+    if evaluation is None or split != "training":
+        return evaluation.conditions if evaluation is not None else None
+    return evaluation.training_sampler.conditions if evaluation.training_sampler is not None else None
 
 
 def _mean(values: FloatArray | None) -> float | None:

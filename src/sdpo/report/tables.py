@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdpo.evaluation.record import COSTS
+from sdpo.evaluation.record import COSTS, Evaluation
 from sdpo.report.formatting import decimals_for, duration, number, step_label
 from sdpo.report.reader import COST_LABELS, Run
 from sdpo.report.stats import BeforeAfter, Gain, SplitName, before_and_after
@@ -65,9 +65,16 @@ class CostRow:
     per_sample: str = "–"
 
 
-def result_table(run: Run, name: str, split: SplitName = "seen") -> ResultTable:
-    """Return the table of one reward or judge at each number of steps; judges are in percent."""
-    rows = before_and_after(run, name, split)
+def result_table(run: Run, name: str, split: SplitName = "seen", before: Evaluation | None = None) -> ResultTable:
+    """Return the table of one reward or judge at each number of steps; judges are in percent.
+
+    Args:
+        run: the run.
+        name: the score's name.
+        split: which images.
+        before: the evaluation to compare the tuned model with, in place of the base model's.
+    """
+    rows = before_and_after(run, name, split, before)
     judged = name in run.judges
     factor, unit, gain_unit = (100.0, " %", " pp") if judged else (1.0, "", "")
     errors = [factor * r.gain.standard_error for r in rows if r.gain]

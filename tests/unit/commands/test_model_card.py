@@ -53,7 +53,7 @@ def test_a_model_path_with_backticks_is_one_code_span(run: Run, tmp_path: Path) 
 def test_scores_and_costs_of_the_exported_epoch(run: Run) -> None:
     card = render_card(run, Config.load("emoji"), EXPORTED)
     assert "2 epochs, 200 samples, 600 reward queries. Weights: those after epoch 2." in card
-    assert "Scores of the base model and of the tuned model after epoch 2.\n" in card
+    assert "Scores of the base model and of the tuned model after epoch 2. Images were drawn by the training " in card
     heading = "| `aesthetic`, training prompts | before | after | gain |\n|---|---|---|---|\n"
     assert re.search(re.escape(heading) + r"\| 1 step \| 0\.30* \| 0\.70* \| \+0\.40* ± 0\.0+ \|\n\n", card)
     other = render_card(run, Config.load("emoji"), dataclasses.replace(EXPORTED, as_evaluated=False))

@@ -97,6 +97,9 @@ def _notes(groups: Sequence[RunGroup], evaluated: Sequence[ImageScores], images:
     drawn = [(e.prompts[:images], e.seeds[:images]) for e in evaluated]
     if any(one != drawn[0] for one in drawn):
         notes.append("The runs were evaluated on different prompts or seeds: compare their rewards with care.")
+    samplers = dict.fromkeys(run.sampler for group in groups for run in group.runs)
+    if len(samplers) > 1:
+        notes.append(f"The runs were evaluated by different samplers: {'; '.join(samplers)}.")
     spent = {group.name: _fewest_samples(group) for group in groups}
     if len(set(spent.values())) > 1:
         listed = ", ".join(f"{name} {count:,.0f}" for name, count in spent.items())

@@ -107,7 +107,9 @@ def _write_csv(comparison: Comparison, path: Path) -> None:
 
 def _markdown(comparison: Comparison, tables: Sequence[ComparisonTable]) -> str:
     title = "# " + ", ".join(group.name for group in comparison.groups) + "\n"
-    notes = "".join(f"- {note}\n" for note in comparison.notes)
+    drawn = {run.sampler for group in comparison.groups for run in group.runs if run.evaluations[-1].conditions}
+    sampler = [f"Images are drawn by {text}." for text in drawn] if len(drawn) == 1 else []
+    notes = "".join(f"- {note}\n" for note in [*sampler, *comparison.notes])
     return "\n".join([title, *([notes] if notes else []), *map(_markdown_table, tables)])
 
 

@@ -73,6 +73,7 @@ def _facts(comparison: Comparison) -> dict[str, str]:
         "Trained": trained_text(config),
         "Seeds": ", ".join(map(str, seeds)),
         "Samples per run": " to ".join(f"{count:,.0f}" for count in dict.fromkeys((drawn[0], drawn[-1]))),
+        "Sampler": ", ".join(dict.fromkeys(run.sampler for group in comparison.groups for run in group.runs)),
         "Images per curve point": f"{comparison.images:,}",
     }
 

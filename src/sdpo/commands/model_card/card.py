@@ -20,7 +20,11 @@ from sdpo.report.formatting import decimals_for, number, percent, step_label
 from sdpo.report.reader import COST_LABELS, Run
 from sdpo.report.stats import BeforeAfter, SplitName, before_and_after, score_names
 
-_SPLITS: Mapping[SplitName, str] = {"seen": "training prompts", "unseen": "unseen prompts"}
+_SPLITS: Mapping[SplitName, str] = {
+    "seen": "training prompts",
+    "unseen": "unseen prompts",
+    "training": "training prompts, training sampler",
+}
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ import torch
 
 from sdpo.assembly import Parts
 from sdpo.assembly.callbacks import RunState
-from sdpo.assembly.snapshot import restore_snapshot, take_snapshot
+from sdpo.assembly.snapshot import Spent, restore_snapshot, take_snapshot
 from sdpo.config.differences import check_same_run
 from sdpo.distributed.processes import explaining_lost_process
 from sdpo.errors import DivergenceError, UserError, cause
 from sdpo.estimate.memory import memory_knobs
+from sdpo.evaluation.costs import EvaluationCosts
 from sdpo.evaluation.evaluate import Drawing
 from sdpo.evaluation.history import EvaluationHistory
 from sdpo.evaluation.record import discard_evaluations_after
@@ -73,9 +74,15 @@ class Session:
         self._store = CheckpointStore(run.checkpoints, config.checkpoint.keep_last, config.checkpoint.keep_best)
         self._metrics = MetricsFile(run.metrics)
         self._evaluations = EvaluationHistory(run, config.rewards, config.evaluate.monitored, is_main)
+        self._evaluation_costs = EvaluationCosts(parts.policy, parts.processes)
         self._rules = StoppingRules(config.stop_when)
         self._trackers = Trackers(config.trackers if is_main else [], run.path, config.model_dump())
         self._unsaved: Checkpoint | None = None  # the last epoch's, where `checkpoint.every` leaves it out
+
+    @property
+    def evaluation_costs(self) -> Counters:
+        """The costs of the run's evaluations so far."""
+        return self._evaluation_costs.total
 
     @property
     def is_over(self) -> bool:
@@ -138,7 +145,8 @@ class Session:
         last = processes.broadcast(found.epoch if found is not None else None)
         if last is not None:
             checkpoint = found if found is not None else self._store.load(last)
-            self.counters, self.micro_batches = restore_snapshot(self._parts, checkpoint)
+            spent, self.micro_batches = restore_snapshot(self._parts, checkpoint)
+            self.counters, self._evaluation_costs.total = spent.training, spent.evaluation
             self.epoch = checkpoint.epoch
             self._evaluations.resume(self.epoch)
             self._renew_base()
@@ -167,15 +175,17 @@ class Session:
         Returns:
             The metrics of the evaluation.
         """
+        evaluator, drawing, costs = self._parts.evaluator, self._drawing(), dataclasses.asdict(counters)
         with self._parts.precision():
-            evaluation, tiles = self._parts.evaluator(epoch, self._drawing(), dataclasses.asdict(counters), full)
-        return self._evaluations.record(evaluation, tiles)
+            found = self._evaluation_costs.counting(lambda: evaluator(epoch, drawing, costs, full))
+        return self._evaluations.record(*found)
 
     def _evaluate_base(self) -> None:
         """Evaluate the bare base model beside the weights of the run."""
+        evaluator, drawing, costs = self._parts.evaluator, self._drawing(), dataclasses.asdict(Counters())
         with self._parts.precision():
-            evaluation, tiles = self._parts.evaluator.base(self._drawing(), dataclasses.asdict(Counters()))
-        self._evaluations.record_base(evaluation, tiles)
+            found = self._evaluation_costs.counting(lambda: evaluator.base(drawing, costs))
+        self._evaluations.record_base(*found)
 
     def _drawing(self) -> Drawing:
         return self._parts.drawing(self.micro_batches.sample * self._parts.algorithm.branches)
@@ -187,7 +197,7 @@ class Session:
 
         Args:
             epoch: the epoch that has ended.
-            row: the epoch's row of metrics.
+            row: the epoch's row of metrics, which receives the costs of the evaluations so far.
             counters: the costs of the run up to and including the epoch.
 
         Raises:
@@ -195,9 +205,11 @@ class Session:
                 measured; in the last two cases the epoch is saved.
         """
         self.epoch, self.counters = epoch, counters
+        row |= self._evaluation_costs.row()
         self._rules.observe(row)
         if self._is_main or self._parts.optimization.collective:
-            checkpoint = take_snapshot(self._parts, epoch, counters, self.micro_batches, self._rules.score(row))
+            spent = Spent(counters, self._evaluation_costs.total)
+            checkpoint = take_snapshot(self._parts, epoch, spent, self.micro_batches, self._rules.score(row))
         if self._is_main:
             self._metrics.append(row)
             self._save(checkpoint)

@@ -37,6 +37,9 @@ class Ranks:
         self._broadcasts.append(value)
         return value
 
+    def mean(self, value: Tensor) -> Tensor:
+        return value
+
     def barrier(self) -> None:
         self._events.append("barrier")
 
@@ -89,7 +92,7 @@ class Evaluator:
         self.costs.append(costs)
         scores = ImageScores(["a"], [0], {"emoji_score": {1: np.array([self._optimizer.value.item() - 10.0])}})
         monitors = {"diversity": {1: self._diversity.get(epoch, 1.0)}}
-        record = Evaluation(epoch, scores, costs=dict(costs), monitors=monitors, monitored=1)
+        record = Evaluation(epoch, scores, costs=dict(costs), monitors=monitors, monitored=2)
         return record, {1: torch.zeros(1, 4, 4, 3, dtype=torch.uint8)}
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
@@ -180,6 +183,7 @@ class Run:
             normalizer=Stateful(),
             mix=Stateful(),
             precision=contextlib.nullcontext,
+            policy=SimpleNamespace(evaluations=0),
             drawing=lambda micro_batch: SimpleNamespace(sampler=None, conditions=lambda sampler: None),
             backbone=SimpleNamespace(device=torch.device("cpu"), save=self._save),
         )

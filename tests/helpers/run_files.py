@@ -19,7 +19,8 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def rows_without_time(run: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics, without the seconds, in which two equal runs differ."""
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows(run)]
+    timed = ("seconds", "evaluation/seconds")
+    return [{name: value for name, value in row.items() if name not in timed} for row in rows(run)]
 
 
 def epochs(run: Path) -> list[int]:

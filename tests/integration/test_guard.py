@@ -29,7 +29,7 @@ def test_a_rule_ends_the_run_and_the_best_checkpoint_is_its_result(
     assert len(free) == 3 and not any(measured - set(row) for row in free)
     assert "eval/jpeg_compressibility/1" in free[0] and drift[0] < drift[1] < drift[2]
     base = evaluation(tmp_path / "free", 0)
-    assert base["monitored"] == 1 and base["monitors"]["kl_to_base"]["2"] < 1e-6 * drift[0]
+    assert base["monitored"] == 2 and base["monitors"]["kl_to_base"]["2"] < 1e-6 * drift[0]
 
     # The bound is passed between epochs 1 and 2; the rule must hold twice.
     rule = f"stop_when=[{{metric: monitor/kl_to_base/2, above: {(drift[0] + drift[1]) / 2}, patience: 2}}]"

@@ -33,6 +33,7 @@ from sdpo.distributed.launch import Sharding
 from sdpo.distributed.processes import Processes
 from sdpo.distributed.shard import shard
 from sdpo.evaluation.evaluator import Evaluator
+from sdpo.evaluation.prompt_lists import prompt_lists
 from sdpo.evaluation.sampler import Sampler
 from sdpo.loop.batches import Batches
 from sdpo.loop.clock import Clock
@@ -40,7 +41,8 @@ from sdpo.loop.optimizer import Optimization
 from sdpo.loop.policy import Policy
 from sdpo.loop.reward_mix import RewardMix
 from sdpo.method.denoisers import Denoiser
-from sdpo.prompts import Prompt, load_prompts
+from sdpo.prompts import Prompt
+from sdpo.system.log import logger
 
 
 def build_model(
@@ -90,14 +92,15 @@ def build(
     """
     given = given or Given()
     callbacks = Callbacks([build_named(value, {}, Callback, "callbacks") for value in config.callbacks])
-    train, unseen = _load_prompts(config) if prompts is None else (list(prompts), [])
+    lists = prompt_lists(config, prompts)
+    if (cut := lists.describe_cut(config.evaluate.max_prompts)) and processes.is_main:
+        logger.warning("%s", cut)
     backbone = _trainable_backbone(config, processes, given, sharding)
     denoiser = _training_schedule(config, backbone)
     names = dict.fromkeys([*config.rewards, *config.evaluate.observers]) if with_rewards else {}
     rewards = load_rewards(config, names, processes.device, given.rewards)
-    texts = [p.text for p in [*train, *unseen]]
-    warn_of_truncated(backbone, texts)
-    model = build_model(config, processes, texts, backbone)
+    warn_of_truncated(backbone, lists.texts)
+    model = build_model(config, processes, lists.texts, backbone)
     precision = partial(matrix_precision, config.model.tf32)
     with precision():
         compile_network(config, backbone, model.policy, denoiser, model.embeddings)
@@ -107,18 +110,18 @@ def build(
     groups, batch_size = config.sample.prompts_per_epoch, config.train.batch_size
     return Parts(
         **vars(model),
-        prompts=train,
+        prompts=lists.train,
         denoiser=denoiser,
         algorithm=update.algorithm,
-        batches=Batches(train, groups, batch_size, config.seed, processes.rank, processes.count),
+        batches=Batches(lists.train, groups, batch_size, config.seed, processes.rank, processes.count),
         mix=RewardMix({name: rewards[name] for name in config.rewards if with_rewards}, config.rewards),
         normalizer=config.build_normalizer(),
         update=update,
         evaluator=Evaluator(
             settings=config.evaluate,
             epochs=config.epochs,
-            prompts=train,
-            unseen=unseen,
+            prompts=lists.evaluated,
+            unseen=lists.unseen,
             rewards=rewards,
             averaged=averaged,
             keeps_average=config.train.ema_decay is not None,
@@ -130,12 +133,6 @@ def build(
         clock=clock or Clock(),
         precision=precision,
     )
-
-
-def _load_prompts(config: Config) -> tuple[list[Prompt], list[Prompt]]:
-    """Load the training prompts and the unseen prompts; the latter may be empty."""
-    unseen = config.prompts.unseen
-    return load_prompts(config.prompts.train), load_prompts(unseen) if unseen is not None else []
 
 
 def _training_schedule(config: Config, backbone: Backbone) -> Denoiser:

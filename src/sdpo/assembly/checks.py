@@ -25,7 +25,7 @@ def check_names(config: Config, given: Iterable[str] = ()) -> None:
         if name not in given:
             check_reward_name(name)
     check_rules(config)
-    for source in (config.prompts.train, config.prompts.unseen):
+    for source in (config.prompts.train, config.prompts.unseen, config.evaluate.prompts):
         if source is not None:
             load_prompts(source)
 

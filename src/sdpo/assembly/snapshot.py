@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 from sdpo.assembly.micro_batches import MicroBatches
 from sdpo.assembly.parts import Parts
@@ -10,15 +11,28 @@ from sdpo.loop.counters import Counters
 from sdpo.run.checkpoint import Checkpoint
 
 
+@dataclass(frozen=True)
+class Spent:
+    """The costs of a run so far.
+
+    Attributes:
+        training: the costs of the epochs.
+        evaluation: the costs of the evaluations.
+    """
+
+    training: Counters
+    evaluation: Counters
+
+
 def take_snapshot(
-    parts: Parts, epoch: int, counters: Counters, micro_batches: MicroBatches, score: float | None
+    parts: Parts, epoch: int, spent: Spent, micro_batches: MicroBatches, score: float | None
 ) -> Checkpoint:
     """Collect the state from which a run resumes; sharded weights are gathered by all processes.
 
     Args:
         parts: the parts of the run.
         epoch: the epoch that has ended.
-        counters: the costs of the run so far.
+        spent: the costs of the run so far.
         micro_batches: groups a network call.
         score: the gain by which the checkpoint can be the best; None where it cannot.
     """
@@ -30,14 +44,15 @@ def take_snapshot(
             "updater": parts.optimization.state_dict(),
             "normalizer": parts.normalizer.state_dict(),
             "mix": parts.mix.state_dict(),
-            "counters": dataclasses.asdict(counters),
+            "counters": dataclasses.asdict(spent.training),
+            "evaluation_counters": dataclasses.asdict(spent.evaluation),
             "micro_batches": dataclasses.asdict(micro_batches),
         },
         score=score,
     )
 
 
-def restore_snapshot(parts: Parts, checkpoint: Checkpoint) -> tuple[Counters, MicroBatches]:
+def restore_snapshot(parts: Parts, checkpoint: Checkpoint) -> tuple[Spent, MicroBatches]:
     """Restore the weights, the optimizer and the statistics of a run.
 
     Args:
@@ -46,7 +61,8 @@ def restore_snapshot(parts: Parts, checkpoint: Checkpoint) -> tuple[Counters, Mi
 
     Returns:
         The costs of the run until then, and its micro-batches: numbers that `auto` found at the start of the run are
-        kept, as other numbers would change the rounding.
+        kept, as other numbers would change the rounding. Evaluations cost nothing where an earlier version of sdpo,
+        which did not count them, wrote the checkpoint.
     """
     state, config = checkpoint.state, parts.config
     parts.optimization.take(checkpoint.weights, checkpoint.ema)
@@ -55,4 +71,5 @@ def restore_snapshot(parts: Parts, checkpoint: Checkpoint) -> tuple[Counters, Mi
     parts.mix.load_state_dict(state["mix"])
     settings = {"sample": config.sample.micro_batch, "update": config.train.micro_batch}
     kept = {name: state["micro_batches"][name] for name, setting in settings.items() if setting == "auto"}
-    return Counters(**state["counters"]), dataclasses.replace(parts.micro_batches, **kept)
+    spent = Spent(Counters(**state["counters"]), Counters(**state.get("evaluation_counters", {})))
+    return spent, dataclasses.replace(parts.micro_batches, **kept)

@@ -41,6 +41,7 @@ def train(arguments: Namespace) -> None:
 def _describe(config: Config) -> None:
     """Print a resolved configuration and its cost."""
     from sdpo.estimate.cost import describe_batches, describe_cost
+    from sdpo.estimate.evaluation_cost import describe_evaluations
     from sdpo.estimate.memory_peaks import describe_memory
     from sdpo.estimate.preflight import check_references
     from sdpo.run.directory import RunDirectory
@@ -49,20 +50,33 @@ def _describe(config: Config) -> None:
     check_references(config)
     check_directory(RunDirectory(Path(str(config.output_dir))), config)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    lines = (describe_batches(config, processes), describe_cost(config), describe_memory(config, processes))
+    lines = (
+        describe_batches(config, processes),
+        describe_cost(config),
+        describe_evaluations(config),
+        describe_memory(config, processes),
+    )
     say(config.to_yaml(), end="")
     say("\n".join(lines))
 
 
 def _conclude(session: Session, report: Path) -> None:
-    """Print which epochs were trained, and where the report is."""
+    """Print which epochs were trained, what the monitors warn of, and where the report is."""
+    from sdpo.report.reader import read_run
+    from sdpo.report.warnings import collapse_warnings
+
     if session.first_epoch > session.epoch:
         done = f"this run was finished before ({session.epoch} epochs); its report is written again"
     else:
-        seconds = session.counters.seconds
-        done = f"trained epochs {session.first_epoch} to {session.epoch}, {seconds:.0f} s in all without evaluation"
+        training, evaluating = session.counters.seconds, session.evaluation_costs.seconds
+        done = (
+            f"trained epochs {session.first_epoch} to {session.epoch}: {training + evaluating:.0f} s in all, "
+            f"{training:.0f} s of training and {evaluating:.0f} s of evaluation"
+        )
     if session.ended_early:
         say(session.ended_early)
+    for warning in collapse_warnings(read_run(session.run.path)):
+        say(f"warning: {warning}")
     say(f"{done}: {report}")
 
 
@@ -72,8 +86,11 @@ def evaluate(arguments: Namespace) -> None:
         steps = [int(s) for s in arguments.steps.split(",")]
     except ValueError as error:
         raise UserError(f"--steps {arguments.steps!r}: expected numbers such as 1,2,4,8") from error
-    if min(steps) < 1 or arguments.images_per_prompt < 1:
-        raise UserError("--steps and --images-per-prompt must be at least 1")
+    if (
+        min(steps) < 1
+        or min(arguments.images_per_prompt, 1 if arguments.max_prompts is None else arguments.max_prompts) < 1
+    ):
+        raise UserError("--steps, --images-per-prompt and --max-prompts must be at least 1")
     _prepare_libraries()
     from sdpo.cli.tables import evaluation_table
     from sdpo.commands.evaluate import WRITTEN, default_output, evaluate_target
@@ -89,6 +106,7 @@ def evaluate(arguments: Namespace) -> None:
         arguments.images_per_prompt,
         arguments.device,
         arguments.eta,
+        arguments.max_prompts,
     )
     replaced = path is not None and path.exists()
     if path is not None:

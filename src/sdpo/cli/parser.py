@@ -65,8 +65,9 @@ def _evaluate(commands: Commands) -> None:
     evaluate.add_argument("--steps", default="1,2,4,8", help="numbers of steps (default: 1,2,4,8)")
     evaluate.add_argument(
         "--prompts",
-        help="named set of prompts, or .txt, .jsonl, .json or .csv file (default: the run's training prompts)",
+        help="named set of prompts, or .txt, .jsonl, .json or .csv file (default: those that the run evaluates)",
     )
+    evaluate.add_argument("--max-prompts", type=int, help="largest number of prompts, a fixed choice (default: all)")
     evaluate.add_argument("--reward", action="append", help="a reward; may be repeated (default: the run's rewards)")
     evaluate.add_argument("--images-per-prompt", type=int, default=4, help="images of each prompt (default: 4)")
     evaluate.add_argument(

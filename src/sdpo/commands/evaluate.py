@@ -17,6 +17,7 @@ from sdpo.commands.target import open_target
 from sdpo.config import Config
 from sdpo.distributed.processes import Processes
 from sdpo.errors import UserError
+from sdpo.evaluation.choice import choose
 from sdpo.evaluation.conditions import Conditions, differences
 from sdpo.evaluation.evaluate import evaluate
 from sdpo.evaluation.record import ImageScores, Weights
@@ -47,18 +48,21 @@ def evaluate_target(
     images_per_prompt: int,
     device: str = "auto",
     eta: str | None = None,
+    max_prompts: int | None = None,
 ) -> tuple[dict[str, Any], Path | None]:
     """Score the base model and, for a run, the tuned one on the same prompts and seeds.
 
     Args:
         target: a run's directory, or a model as `model.path` names it.
         steps: the numbers of sampling steps.
-        prompts: a named set or a file of prompts; None takes the training prompts.
+        prompts: a named set or a file of prompts; None takes those that the run evaluates.
         rewards: names of rewards; None takes those that the run was trained on and observed by.
         images_per_prompt: images a prompt at each number of steps.
         device: a device as torch names it, or `auto` for the fastest.
         eta: the sampler: `own` for that of the pipeline's own call, `training` for the run's training sampler, or η of
             the training sampler; None takes the run's `evaluate.eta`.
+        max_prompts: the largest number of prompts, a fixed choice of them; None takes all that `prompts` names, or
+            `evaluate.max_prompts` of the run's own.
 
     Returns:
         The result (`prompts`, `seeds`, `conditions`, `weights`, `base`, `after`, `summary`), and the file to write it
@@ -72,7 +76,7 @@ def evaluate_target(
     config, names = _with_sampler(found.config, eta), rewards or _rewards_of_run(found.config)
     scoring = _Scoring(
         config=config,
-        prompts=load_prompts(prompts if prompts is not None else config.prompts.train),
+        prompts=_prompts(config, prompts, max_prompts),
         rewards=load_rewards(config, names, processes.device),
         steps=steps,
         images_per_prompt=images_per_prompt,
@@ -107,6 +111,18 @@ def evaluate_target(
 def _plain(result: dict[str, Any]) -> dict[str, Any]:
     """The result with the weights as plain mappings."""
     return {**result, "weights": {name: dataclasses.asdict(weights) for name, weights in result["weights"].items()}}
+
+
+def _prompts(config: Config, source: str | None, limit: int | None) -> list[Prompt]:
+    """The prompts that are evaluated.
+
+    Raises:
+        UserError: if the prompts cannot be read.
+    """
+    own = config.evaluate.prompts if config.evaluate.prompts is not None else config.prompts.train
+    if source is None and limit is None:
+        limit = config.evaluate.max_prompts
+    return choose(load_prompts(source if source is not None else own), limit)
 
 
 def _with_sampler(config: Config, eta: str | None) -> Config:

@@ -184,15 +184,23 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     """Evaluation on fixed seeds: before training, every `every` epochs (0: never in between), and after training.
 
+    `prompts`: the prompts that are evaluated (null: the training prompts). `max_prompts`: the largest number of these
+    and of the unseen prompts; a longer list is cut to a fixed choice (null: no limit).
+
     `eta`: the sampler that draws the images. null: as the pipeline's own call does, which is what users of the model
     get; a number: the training sampler with that η. Before and after training the training sampler's images are scored
-    too. `images_per_prompt`: images before and after training. `images_per_prompt_between`: images in between (null: as
-    many). `held_out`: rewards that are measured and not trained on. `judge`: a reward that is 1 where an image shows
-    what its prompt names, else 0.
+    too.
+
+    `images_per_prompt`: images before and after training. `images_per_prompt_between`: images in between (null: as
+    many). Monitors need two images of a prompt; where an evaluation has one, a second one is drawn and not scored.
+    `held_out`: rewards that are measured and not trained on. `judge`: a reward that is 1 where an image shows what its
+    prompt names, else 0.
     """
 
     every: Count = 10
     steps: Annotated[list[Positive], Field(min_length=1)] = [1, 2, 4, 8]
+    prompts: str | list[str] | list[dict[str, Any]] | None = None
+    max_prompts: Positive | None = 128
     eta: Fraction | None = None
     images_per_prompt: Positive = 2
     images_per_prompt_between: Positive | None = None
@@ -206,8 +214,8 @@ class EvaluateConfig(Section):
 
     @property
     def monitored(self) -> int:
-        """Images per prompt that every evaluation draws, so that monitors always see the same images."""
-        return min(self.images_per_prompt, self.images_per_prompt_between or self.images_per_prompt)
+        """Images per prompt that monitors see at every evaluation; two or more, as diversity is that of one prompt."""
+        return max(2, min(self.images_per_prompt, self.images_per_prompt_between or self.images_per_prompt))
 
 
 class StopRule(Section):

@@ -91,14 +91,15 @@ def evaluate(
         steps: the numbers of steps.
         images_per_prompt: images a prompt.
         monitored: the number of images of each prompt on which the monitors are measured, the first ones; 0 measures
-            none.
+            none. Where it is more than `images_per_prompt`, the further images are drawn and not scored.
 
     Raises:
         DivergenceError: if an image is not finite.
         RewardError: if a reward fails.
     """
     processes = drawing.processes
-    images = _Images(list(prompts) * images_per_prompt, processes)
+    count_drawn = max(images_per_prompt, monitored)
+    images = _Images(list(prompts) * count_drawn, len(prompts) * images_per_prompt, processes)
     scores: dict[str, dict[int, FloatArray]] = {name: {} for name in rewards}
     tiles: dict[int, Tensor] = {}
     measured: dict[str, dict[int, float]] = {}
@@ -115,13 +116,14 @@ def evaluate(
                 )
             own_scores, own_tiles = _draw_and_score(drawing, denoiser, images, rewards, monitors)
             for name, values in own_scores.items():
-                gathered = dict(processes.gather(list(zip(images.mine, values, strict=True))))
-                scores[name][count] = np.array([gathered[i] for i in range(len(images.texts))], dtype=np.float64)
+                gathered = dict(processes.gather(list(zip(images.mine[: len(values)], values, strict=True))))
+                scores[name][count] = np.array([gathered[i] for i in range(images.scored)], dtype=np.float64)
             shown = dict(processes.gather(own_tiles))
             tiles[count] = torch.stack([shown[i] for i in sorted(shown)]).permute(0, 2, 3, 1)
             for name, value in (monitors.finish(processes) if monitors else {}).items():
                 measured.setdefault(name, {})[count] = value
-    return EvaluatedImages(ImageScores(images.texts, images.seeds, scores), tiles, measured)
+    found = ImageScores(images.texts[: images.scored], images.seeds[: images.scored], scores)
+    return EvaluatedImages(found, tiles, measured)
 
 
 def image_seeds(texts: Sequence[str]) -> list[int]:
@@ -145,18 +147,21 @@ class _Images:
 
     Args:
         prompts: the prompt of each image.
+        scored: the number of images that are scored, the first ones.
         processes: the processes that share the work.
 
     Attributes:
         prompts: the prompt of each image.
+        scored: the number of images that are scored, the first ones.
         texts: the text of each image's prompt.
         seeds: the seed of each image.
         mine: the places of this process's images, ascending.
         drawn: the places of the images that this process draws: its share, and perhaps one more that is not scored.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], processes: Processes) -> None:
+    def __init__(self, prompts: Sequence[Prompt], scored: int, processes: Processes) -> None:
         self.prompts = prompts
+        self.scored = scored
         self.texts = [p.text for p in prompts]
         self.seeds = image_seeds(self.texts)
         self.mine = list(range(len(prompts)))[processes.rank :: processes.count]
@@ -186,10 +191,11 @@ def _draw_and_score(
         check_images(pixels, texts)
         if monitors:
             monitors.look(pixels)
+        own = sum(i < images.scored for i in images.mine[rows])
         for name, reward in rewards.items():
-            scores[name] += reward(pixels, texts, metadata).tolist()
+            scores[name] += reward(pixels[:own], texts[:own], metadata[:own]).tolist() if own else []
         numbered = zip(images.mine[rows], pixels, strict=True)
-        tiles += [(i, (image * 255).round().byte().cpu()) for i, image in numbered if i < TILES]
+        tiles += [(i, (image * 255).round().byte().cpu()) for i, image in numbered if i < min(TILES, images.scored)]
     return scores, tiles
 
 

@@ -23,7 +23,7 @@ class Evaluator:
     Attributes:
         settings: the section `evaluate` of the configuration.
         epochs: the last epoch of the run.
-        prompts: the training prompts.
+        prompts: the prompts that every evaluation draws.
         unseen: the prompts that are evaluated before the first and after the last epoch only; may be empty.
         rewards: the trained rewards, the held-out rewards and the judge, by name.
         averaged: gives a context in which the network has the averaged weights.

@@ -17,7 +17,7 @@ from sdpo.loop.policy import Policy
 from sdpo.method import gaussian
 from sdpo.method.denoisers import Denoiser, Transition
 
-MONITORS = ("diversity", "edge_density", "entropy", "kl_to_base")
+MONITORS = ("diversity", "palette", "edge_density", "entropy", "kl_to_base")
 """The names of the monitors; `metrics.jsonl` has them as `monitor/<name>/<steps>`."""
 
 DRIFT_IMAGES = 8
@@ -37,9 +37,8 @@ def thumbnails(images: Tensor) -> Tensor:
 def diversity(reduced: Tensor, prompts: int) -> float | None:
     """Mean pairwise distance of images: the root of the mean squared difference of their thumbnails' pixels, 0 … 1.
 
-    With several images a prompt, the mean is over the pairs of each prompt, all prompts weighted equally: does the
-    model still draw a prompt in different ways? With one, it is over the pairs of all prompts: does it still draw
-    different things?
+    The mean is over the pairs of each prompt, all prompts weighted equally: does the model still draw a prompt in
+    different ways?
 
     Args:
         reduced: reduced images, [n · prompts, D]; image i has prompt i modulo `prompts`.
@@ -49,14 +48,32 @@ def diversity(reduced: Tensor, prompts: int) -> float | None:
         The distance, or None where there is no pair.
     """
     groups = reduced.unflatten(0, (-1, prompts)).transpose(0, 1)  # [prompts, n, D]
-    if groups.shape[1] == 1:
-        groups = groups.transpose(0, 1)
     count, size = groups.shape[1:]
     if count < 2:
         return None
     # The exact form: the usual one by dot products would leave 1e-4 between equal images.
     distances = torch.cdist(groups, groups, compute_mode="donot_use_mm_for_euclid_dist") / size**0.5
     return (distances.sum((1, 2)) / (count * (count - 1))).mean().item()
+
+
+def corner_colors(images: Tensor) -> Tensor:
+    """Mean colour of the four corners of each image, squares of an eighth of the shorter side; float32 [N, 3]."""
+    side = max(1, min(images.shape[-2:]) // 8)
+    rows, columns = ([slice(None, side), slice(-side, None)] for _ in range(2))
+    corners = [images[..., row, column].float().mean((-2, -1)) for row in rows for column in columns]
+    return torch.stack(corners).mean(0)
+
+
+def palette(colors: Tensor) -> float | None:
+    """Spread of background colours: the standard deviation over images, averaged over the colour channels, 0 … 0.5.
+
+    Args:
+        colors: the mean colour of each image's corners, [N, 3].
+
+    Returns:
+        The spread, or None for fewer than two images.
+    """
+    return colors.double().std(0, correction=0).mean().item() if len(colors) > 1 else None
 
 
 def edge_density(images: Tensor) -> Tensor:
@@ -155,7 +172,7 @@ class Monitors:
         self._own = [i for i in mine if i < prompts * per_prompt]
         self._prompts = prompts
         self._seen = 0
-        self._found: list[tuple[int, Tensor, float, float]] = []
+        self._found: list[tuple[int, Tensor, Tensor, float, float]] = []
 
     def look(self, images: Tensor) -> None:
         """Take in the next images, [N, 3, H, W] in [0, 1]."""
@@ -164,15 +181,16 @@ class Monitors:
         if numbers:
             images = images[: len(numbers)]
             edges, entropies = edge_density(images).tolist(), histogram_entropy(images).tolist()
-            self._found += zip(numbers, thumbnails(images), edges, entropies, strict=True)
+            self._found += zip(numbers, thumbnails(images), corner_colors(images).cpu(), edges, entropies, strict=True)
 
     def finish(self, processes: Processes) -> dict[str, float]:
         """The monitors by name, over the images of all processes, without those that the images do not define."""
         found = sorted(processes.gather(self._found), key=lambda item: item[0])
         drift = torch.tensor(processes.gather(self.drift.values.tolist()))
-        means = torch.tensor([item[2:] for item in found], dtype=torch.float64).mean(0).tolist()
+        means = torch.tensor([item[3:] for item in found], dtype=torch.float64).mean(0).tolist()
         measured = {
             "diversity": diversity(torch.stack([item[1] for item in found]), self._prompts),
+            "palette": palette(torch.stack([item[2] for item in found])),
             "edge_density": means[0],
             "entropy": means[1],
             "kl_to_base": drift.mean().item() if self.drift.denoiser.stochastic.any() else None,

@@ -119,7 +119,7 @@ class Evaluation:
 
     Attributes:
         epoch: the epoch; 0 is before training.
-        seen: the scores of the training prompts' images.
+        seen: the scores of the evaluated prompts' images.
         unseen: the scores of other prompts' images; None where the evaluation drew none.
         costs: the costs of the run until then, by the names in `COSTS`.
         judge: the reward that is 1 where an image shows what its prompt names, else 0; None where there is no such
@@ -129,7 +129,7 @@ class Evaluation:
         strips: the pictures on disk by number of steps, each a row of square tiles.
         conditions: how the images were drawn and scored; None in records of earlier versions.
         weights: the weights that drew the images; None in records of earlier versions.
-        training_sampler: the training prompts' images as the training sampler draws them; None where the evaluation
+        training_sampler: the evaluated prompts' images as the training sampler draws them; None where the evaluation
             drew none, or that sampler is the evaluation's own.
     """
 
@@ -144,6 +144,14 @@ class Evaluation:
     conditions: Conditions | None = None
     weights: Weights | None = None
     training_sampler: Sampled | None = None
+
+    @property
+    def scored(self) -> tuple[int, int]:
+        """The images that the evaluation scored, and the scores."""
+        other = self.training_sampler.scores if self.training_sampler is not None else None
+        scores = [v for s in (self.seen, self.unseen, other) if s for by in s.scores.values() for v in by.values()]
+        images = [len(s.prompts) * len(next(iter(s.scores.values()), {})) for s in (self.seen, self.unseen, other) if s]
+        return sum(images), sum(map(len, scores))
 
     def metrics(self) -> dict[str, float]:
         """The means as `eval/<reward>/<steps>`, and the monitors as `monitor/<name>/<steps>`."""

@@ -152,6 +152,6 @@ def _evaluated(row: Mapping[str, Any]) -> bool:
 def _unmeasured(rule: StopRule, row: Mapping[str, Any]) -> str:
     there = ", ".join(name for name in row if name.startswith(("eval/", "monitor/")))
     return (
-        f"stop_when: this run has no {rule.metric}: one image, or a schedule without a random step, does not define "
-        f"that metric. Use one of: {there}"
+        f"stop_when: this run has no {rule.metric}: a schedule without a random step does not define that metric. Use "
+        f"one of: {there}"
     )

@@ -15,6 +15,7 @@ from sdpo.report.svg import Series, line_chart
 # The monitor → title and vertical axis.
 _TITLES = {
     "diversity": ("Diversity", "pairwise distance"),
+    "palette": ("Spread of background colours", "standard deviation"),
     "edge_density": ("Edge density", "share of pixels"),
     "entropy": ("Entropy of brightness", "bits"),
     "kl_to_base": ("Drift from the base model", "KL per latent element, nats"),

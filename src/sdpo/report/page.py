@@ -15,6 +15,7 @@ from sdpo.report.stats import SplitName, different_images, score_names
 from sdpo.report.tables import ResultTable, cost_rows, result_table, significant_changes
 from sdpo.report.templating import render_html
 from sdpo.report.usage import usage
+from sdpo.report.warnings import collapse_warnings
 
 _LONG_NAME = "Stepwise Diffusion Policy Optimization"
 _LONG_NAMES = {"sdpo": _LONG_NAME}
@@ -27,6 +28,7 @@ def render_page(run: Run) -> str:
         run=run,
         kicker=_kicker(run),
         facts=_facts(run),
+        warnings=collapse_warnings(run),
         different=different_images(run),
         changes=significant_changes(run, score_names(run)),
         tables=_result_tables(run, "seen"),

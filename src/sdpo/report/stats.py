@@ -13,7 +13,7 @@ from sdpo.evaluation.record import COSTS, Evaluation, FloatArray, ImageScores, u
 from sdpo.report.reader import Run
 
 SplitName = Literal["seen", "unseen", "training"]
-"""Which images: of the training prompts, of other prompts, or of the training prompts by the training sampler."""
+"""Which images: of the evaluated prompts, of unseen ones, or of the evaluated ones by the training sampler."""
 
 _ENOUGH_IMAGES = 10  # with fewer, the standard error itself is too uncertain
 

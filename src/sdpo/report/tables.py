@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sdpo.evaluation.record import COSTS, Evaluation
 from sdpo.report.formatting import decimals_for, duration, number, step_label
@@ -145,6 +147,18 @@ def cost_rows(run: Run) -> list[CostRow]:
             rows.append(CostRow(COST_LABELS[key], duration(total), _seconds(total / epochs), per_sample))
         else:
             rows.append(CostRow(COST_LABELS[key], f"{total:,.0f}", f"{total / epochs:,.4g}", each))
+    return rows + _evaluation_rows(last)
+
+
+def _evaluation_rows(last: Mapping[str, Any]) -> list[CostRow]:
+    """Return what the evaluations spent; empty for a run of an earlier version, which did not count them."""
+    rows = []
+    for key in COSTS:
+        total = last.get(f"evaluation/{key}")
+        if isinstance(total, (int, float)):
+            label = "images" if key == "images" else COST_LABELS[key]
+            text = duration(total) if key == "seconds" else f"{total:,.0f}"
+            rows.append(CostRow(f"evaluations: {label}", text))
     return rows
 
 

@@ -9,7 +9,7 @@ import torch
 
 from sdpo import Config
 from sdpo.assembly.micro_batches import MicroBatches
-from sdpo.assembly.snapshot import restore_snapshot, take_snapshot
+from sdpo.assembly.snapshot import Spent, restore_snapshot, take_snapshot
 from sdpo.loop.counters import Counters
 
 
@@ -53,20 +53,28 @@ def parts(state: str, value: float, sample: Any = "auto", update: Any = "auto") 
 
 
 def test_all_state_comes_back_and_micro_batches_that_were_found_are_kept() -> None:
-    counters = Counters(1, 2, 3, 4.5)
-    checkpoint = take_snapshot(parts("before", 1.0), 5, counters, MicroBatches(2, 3), 0.25)
+    spent = Spent(Counters(1, 2, 3, 4.5), Counters(5, 6, 7, 8.5))
+    checkpoint = take_snapshot(parts("before", 1.0), 5, spent, MicroBatches(2, 3), 0.25)
     assert (checkpoint.epoch, checkpoint.score) == (5, 0.25)
     assert checkpoint.state == {
         "updater": "before",
         "normalizer": "before",
         "mix": "before",
         "counters": {"images": 1, "reward_queries": 2, "denoiser_evaluations": 3, "seconds": 4.5},
+        "evaluation_counters": {"images": 5, "reward_queries": 6, "denoiser_evaluations": 7, "seconds": 8.5},
         "micro_batches": {"sample": 2, "update": 3},
     }, "the file format of a checkpoint"
 
     resumed = parts("fresh", 9.0)
-    assert restore_snapshot(resumed, checkpoint) == (counters, MicroBatches(2, 3))
+    assert restore_snapshot(resumed, checkpoint) == (spent, MicroBatches(2, 3))
     assert {resumed.optimization.state, resumed.normalizer.state, resumed.mix.state} == {"before"}
     assert resumed.optimization.value["w"] == 1 and resumed.optimization.taken["w"] == 0.5
     assert restore_snapshot(parts("fresh", 9.0, sample=7), checkpoint)[1] == MicroBatches(7, 3)
     assert restore_snapshot(parts("fresh", 9.0, update=8), checkpoint)[1] == MicroBatches(2, 8)
+
+
+def test_a_checkpoint_of_an_earlier_version_did_not_count_evaluations() -> None:
+    spent = Spent(Counters(1, 2, 3, 4.5), Counters(5, 6, 7, 8.5))
+    checkpoint = take_snapshot(parts("before", 1.0), 5, spent, MicroBatches(2, 3), None)
+    del checkpoint.state["evaluation_counters"]
+    assert restore_snapshot(parts("fresh", 9.0), checkpoint)[0] == Spent(spent.training, Counters())

@@ -9,7 +9,16 @@ import torch
 from helpers.one_process import OneProcess
 from helpers.plane_model import ALPHAS, Plane
 
-from sdpo.evaluation.monitors import Drift, Monitors, diversity, edge_density, histogram_entropy, thumbnails
+from sdpo.evaluation.monitors import (
+    Drift,
+    Monitors,
+    corner_colors,
+    diversity,
+    edge_density,
+    histogram_entropy,
+    palette,
+    thumbnails,
+)
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.loop.rollout import final_images
 
@@ -23,7 +32,7 @@ def test_diversity_by_hand() -> None:
     # Image i is of prompt i modulo 2: prompt 0 has 0.0 and 0.4, prompt 1 has 0.5 and 0.7.
     reduced = thumbnails(shades(0.0, 0.5, 0.4, 0.7))
     assert diversity(reduced, prompts=2) == pytest.approx((0.4 + 0.2) / 2)
-    assert diversity(reduced, prompts=4) == pytest.approx((0.5 + 0.4 + 0.7 + 0.1 + 0.2 + 0.3) / 6)
+    assert diversity(reduced, prompts=4) is None, "one image a prompt says nothing about a prompt's diversity"
     assert diversity(thumbnails(shades(0.3, 0.3)), prompts=1) == 0
     assert diversity(thumbnails(shades(0.3)), prompts=1) is None
 
@@ -70,7 +79,7 @@ def test_only_the_images_that_every_evaluation_has_are_looked_at() -> None:
     process: Any = OneProcess()
 
     def measured(images: torch.Tensor) -> dict[str, float]:
-        monitors = Monitors(policy, policy.backbone.denoiser(1, 1.0), range(len(images)), prompts=2, per_prompt=1)
+        monitors = Monitors(policy, policy.backbone.denoiser(1, 1.0), range(len(images)), prompts=1, per_prompt=2)
         for chunk in images.split(3):
             monitors.look(chunk)
         return monitors.finish(process)
@@ -85,3 +94,33 @@ def test_without_random_steps_there_is_no_drift() -> None:
     monitors = Monitors(policy, policy.backbone.denoiser(1, 0.0), [0], prompts=1, per_prompt=1)
     monitors.look(shades(0.5))
     assert set(monitors.finish(process)) == {"edge_density", "entropy"}  # nor a pair
+
+
+def test_the_palette_is_the_spread_of_the_corners_by_hand() -> None:
+    images = torch.full((2, 3, 16, 24), 0.5)  # corners are squares of two pixels
+    for rows, columns in ((slice(0, 2), slice(0, 2)), (slice(14, 16), slice(22, 24))):
+        images[0, 0, rows, columns] = 1.0
+    assert corner_colors(images).tolist() == [[0.75, 0.5, 0.5], [0.5, 0.5, 0.5]]
+    assert palette(corner_colors(images)) == pytest.approx(0.125 / 3)
+    assert palette(corner_colors(images[:1])) is None
+    assert palette(corner_colors(shades(0.0, 1.0))) == pytest.approx(0.5), "the largest spread"
+
+
+def test_a_collapse_of_backgrounds_is_seen() -> None:
+    """Six prompts, eight images of each: a mark in the middle that differs by prompt, on a background."""
+    generator = torch.Generator().manual_seed(0)
+    policy, process = Policy(Plane()), OneProcess()
+
+    def measured(background: torch.Tensor) -> dict[str, float]:
+        images = background[:, :, None, None].expand(-1, -1, 16, 16).clone()
+        marks = torch.arange(48) % 6 / 6
+        images[:, 0, 5:11, 5:11] = marks[:, None, None]
+        monitors = Monitors(policy, policy.backbone.denoiser(1, 1.0), range(48), prompts=6, per_prompt=8)
+        monitors.look(images)
+        return monitors.finish(process)  # type: ignore[arg-type]
+
+    varied = torch.rand(48, 3, generator=generator)
+    mean = varied.mean(0)
+    before, after = measured(varied), measured(mean + 0.4 * (varied - mean))
+    assert after["palette"] == pytest.approx(0.4 * before["palette"], rel=1e-5)
+    assert after["diversity"] < 0.75 * before["diversity"]

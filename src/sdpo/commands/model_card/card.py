@@ -19,6 +19,7 @@ from sdpo.config.schema import Config
 from sdpo.report.formatting import decimals_for, number, percent, step_label
 from sdpo.report.reader import COST_LABELS, Run
 from sdpo.report.stats import BeforeAfter, SplitName, before_and_after, score_names
+from sdpo.report.warnings import collapse_warnings
 
 _SPLITS: Mapping[SplitName, str] = {
     "seen": "training prompts",
@@ -66,7 +67,8 @@ def render_card(run: Run, config: Config, exported: Exported) -> str:
         costs=_costs(run, exported),
         snippet=snippet(config, exported),
         rounding=None if exported.rounding is None else percent(exported.rounding),
-        tables=_tables(run) if run.base and run.tuned else [],
+        warnings=collapse_warnings(run),
+        tables=_tables(run, config) if run.base and run.tuned else [],
         settings=config.model_copy(update={"output_dir": None, "device": "auto", "trackers": []}).to_yaml(),
     )
 
@@ -92,9 +94,10 @@ def _costs(run: Run, exported: Exported) -> list[str]:
     return [f"{row[key]:,} {COST_LABELS[key]}" for key in ("images", "reward_queries") if key in row]
 
 
-def _tables(run: Run) -> list[ScoreTable]:
+def _tables(run: Run, config: Config) -> list[ScoreTable]:
     found = []
-    for split, prompts in _SPLITS.items():
+    for split, words in _SPLITS.items():
+        prompts = words if config.evaluate.prompts is None else words.replace("training prompts", "evaluated prompts")
         for name in score_names(run, split):
             rows = before_and_after(run, name, split)
             errors = [r.gain.standard_error for r in rows if r.gain]

@@ -26,7 +26,7 @@ for name in sdpo ddpo d3po rebel prdp grpo sdpo-12 ddpo-12 d3po-12 rebel-12 prdp
   for rate in 5e-4 1e-3 2e-3; do rates="$rates,$name-$rate"; done
 done
 sdpo compare emoji --algorithms "${rates#,}" --seeds 1 --first-seed 41 --variants $here/learning-rates.yaml --processes "$processes" \
-  --output-dir $out/learning-rates "rewards={colorfulness: 1.0}" $common evaluate.every=0 evaluate.images_per_prompt=1
+  --output-dir $out/learning-rates "rewards={colorfulness: 1.0}" $common evaluate.eta=1.0 evaluate.every=0 evaluate.images_per_prompt=1
 keep $out/learning-rates $here/learning-rates comparison.md comparison.csv
 keep_runs $out/learning-rates $here/learning-rates/runs
 
@@ -35,7 +35,7 @@ compare() {
   to=$1 names=$2
   shift 2
   sdpo compare emoji --algorithms "$names" --seeds 3 --variants $here/settings.yaml --processes "$processes" --output-dir $out \
-    "rewards={colorfulness: 1.0}" $common evaluate.every=2 evaluate.images_per_prompt=2 evaluate.images_per_prompt_between=1 "$@"
+    "rewards={colorfulness: 1.0}" $common evaluate.eta=1.0 evaluate.every=2 evaluate.images_per_prompt=2 evaluate.images_per_prompt_between=1 "$@"
   keep $out $here/"$to" compare.png comparison.md comparison.csv
 }
 compare algorithms sdpo,ddpo,d3po,rebel,prdp,grpo

@@ -185,7 +185,7 @@ class Run:
             precision=contextlib.nullcontext,
             policy=SimpleNamespace(evaluations=0),
             drawing=lambda micro_batch: SimpleNamespace(sampler=None, conditions=lambda sampler: None),
-            backbone=SimpleNamespace(device=torch.device("cpu"), save=self._save),
+            backbone=SimpleNamespace(device=torch.device("cpu"), save=self._save, start_digest=lambda: None),
         )
         self.session = Session(parts, RunDirectory(path), self._locked())
 

@@ -36,8 +36,10 @@ def rewards_by_steps(policy: Policy) -> dict[int, float]:
 def learn(normalizer: Normalizer, name: str = "sdpo", **setting: Any) -> tuple[dict[int, float], dict[int, float]]:
     policy = Policy(Plane())
     # The published clip range of 1e-4 is made for log-probs averaged over thousands of latent elements; here are two.
-    # For the same reason D3PO's published β would hold the policy to the base model before it has learned much.
-    scale = {"rebel": {}, "d3po": {"beta": 0.01}}.get(name, {"clip_range": 0.2})
+    # For the same reason the published strengths with which D3PO and PRDP are held to the base model, and D3PO's range
+    # of ratios, would stop the policy before it has learned much.
+    held = {"d3po": {"beta": 0.01, "clip_range": 0}, "prdp": {"log_ratio_scale": 20.0, "clip_range": 0.2}}
+    scale = {"rebel": {}, **held}.get(name, {"clip_range": 0.2})
     setting = {**scale, **setting}
     algorithm = ALGORITHMS[name](**setting)
     mix = RewardMix({"closeness": closeness}, {"closeness": 1.0})

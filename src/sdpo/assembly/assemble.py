@@ -23,6 +23,7 @@ from sdpo.assembly.model import (
 )
 from sdpo.assembly.model_parts import ModelParts
 from sdpo.assembly.parts import Parts
+from sdpo.assembly.quiet_steps import describe_quiet_steps
 from sdpo.assembly.rewards import load_rewards
 from sdpo.assembly.update import first_step_is_shared, make_update
 from sdpo.assembly.user_objects import Given
@@ -97,6 +98,8 @@ def build(
         logger.warning("%s", cut)
     backbone = _trainable_backbone(config, processes, given, sharding)
     denoiser = _training_schedule(config, backbone)
+    if (quiet := describe_quiet_steps(config, denoiser)) and processes.is_main:
+        logger.warning("%s", quiet)
     names = dict.fromkeys([*config.rewards, *config.evaluate.observers]) if with_rewards else {}
     rewards = load_rewards(config, names, processes.device, given.rewards)
     warn_of_truncated(backbone, lists.texts)

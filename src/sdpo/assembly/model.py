@@ -117,6 +117,13 @@ def make_trainable(backbone: PipelineBackbone, config: Config, sharded: bool = F
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone.train_lora(config.lora.rank, config.lora.alpha, config.lora.targets, config.lora.path)
+    if config.train.reference == "start" and config.lora.path is not None:
+        if sharded:
+            raise UserError(
+                "train.reference=start keeps a copy of the starting LoRA, which a launch that shards the weights does "
+                "not support: use train.reference=base, or launch without FSDP2"
+            )
+        backbone.refer_to_start()
 
 
 def encode_prompts(config: Config, backbone: PipelineBackbone, prompts: Iterable[str]) -> PromptEmbeddings:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sdpo.assembly.micro_batches import MicroBatches
 from sdpo.assembly.parts import Parts
+from sdpo.errors import UserError
 from sdpo.loop.counters import Counters
 from sdpo.run.checkpoint import Checkpoint
 
@@ -47,6 +48,7 @@ def take_snapshot(
             "counters": dataclasses.asdict(spent.training),
             "evaluation_counters": dataclasses.asdict(spent.evaluation),
             "micro_batches": dataclasses.asdict(micro_batches),
+            "start": parts.backbone.start_digest(),
         },
         score=score,
     )
@@ -63,8 +65,16 @@ def restore_snapshot(parts: Parts, checkpoint: Checkpoint) -> tuple[Spent, Micro
         The costs of the run until then, and its micro-batches: numbers that `auto` found at the start of the run are
         kept, as other numbers would change the rounding. Evaluations cost nothing where an earlier version of sdpo,
         which did not count them, wrote the checkpoint.
+
+    Raises:
+        UserError: if the run refers to the LoRA that it started from, and that LoRA has changed.
     """
     state, config = checkpoint.state, parts.config
+    if state.get("start") != parts.backbone.start_digest() and config.lora is not None:
+        raise UserError(
+            f"lora.path={config.lora.path} holds other weights than at the start of this run, which refers to them "
+            "(train.reference=start): put the run's starting LoRA back there, or name another --output-dir"
+        )
     parts.optimization.take(checkpoint.weights, checkpoint.ema)
     parts.optimization.load_state_dict(state["updater"])
     parts.normalizer.load_state_dict(state["normalizer"])

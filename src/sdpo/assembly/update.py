@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from sdpo.loop.policy import Policy
 from sdpo.loop.policy_update import PolicyUpdate, UpdateSettings
 from sdpo.loop.shared_first_step import shares_first_step
 from sdpo.loop.visits import Visits
+from sdpo.method.algorithms import Algorithm
 
 
 def visits(config: Config, ends_random: bool) -> Visits:
@@ -38,7 +39,14 @@ def visits(config: Config, ends_random: bool) -> Visits:
         last_step=ends_random and algorithm.credit.trains_last_step,
         shuffle=train.step_shuffle,
         whole_trajectories=algorithm.takes_trajectories,
+        accumulated=_accumulated(train.accumulate_steps, algorithm),
     )
+
+
+def _accumulated(setting: int | Literal["all"] | None, algorithm: Algorithm[Any]) -> int | None:
+    """The number of visited steps that an optimizer step accumulates; None means all of a pass."""
+    chosen = algorithm.accumulates if setting is None else setting
+    return None if chosen == "all" else chosen
 
 
 def first_step_is_shared(config: Config, ends_random: bool) -> bool:
@@ -106,6 +114,7 @@ def make_update(
         batch_size=train.batch_size // processes.count,
         visits=visits(config, ends_random),
         kl_weight=train.kl_weight,
+        kl_form=train.kl_form,
         skip_nonfinite=train.on_nonfinite == "skip",
     )
     steps = config.epochs * optimizer_steps(config, ends_random)

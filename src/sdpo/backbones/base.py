@@ -126,4 +126,12 @@ class Backbone(ABC):
 
     @abstractmethod
     def reference(self) -> AbstractContextManager[Any]:
-        """A context in which the network is the base model: the LoRA is off, or the initial weights are swapped in."""
+        """A context in which the network is the model that KL penalties and preferences refer to.
+
+        This is the base model, whose LoRA is off or whose initial weights are swapped in, unless the run asked for the
+        model that it starts from.
+        """
+
+    def base(self) -> AbstractContextManager[Any]:
+        """A context in which the network is the base model."""
+        return self.reference()

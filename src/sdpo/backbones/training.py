@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sdpo.backbones import lora
 from sdpo.backbones.base import Backbone
 from sdpo.backbones.quantize import quantize
 from sdpo.backbones.weights import NetworkWeights, WholeWeights
+from sdpo.system.loaded_weights import raw_bytes
 
 
 class TrainableBackbone(Backbone):
@@ -39,7 +41,8 @@ class TrainableBackbone(Backbone):
         self.pipeline = pipeline
         self.network_module: nn.Module = getattr(pipeline, self.component)
         self._weights: NetworkWeights = WholeWeights(self.network_module)
-        self._is_reference = False
+        self._is_base = False
+        self._start: dict[str, Tensor] | None = None
 
     def text_modules(self) -> list[nn.Module]:
         """The text encoders that the pipeline has, without those that were freed."""
@@ -75,6 +78,21 @@ class TrainableBackbone(Backbone):
             lora.check_trainable(self.network_module, self.text_modules(), path, rank, alpha)
         lora.make_trainable(self.network_module)
 
+    def refer_to_start(self) -> None:
+        """Let `reference` give the network its present weights, those of the LoRA that training starts from."""
+        parameters = self.trainable_parameters().items()
+        self._start = {name: parameter.detach().clone() for name, parameter in parameters}
+
+    def start_digest(self) -> str | None:
+        """A hash of the weights that `refer_to_start` kept; None where it was not called."""
+        if self._start is None:
+            return None
+        digest = hashlib.blake2b(digest_size=16)
+        for name, weight in sorted(self._start.items()):
+            digest.update(name.encode())
+            digest.update(raw_bytes(weight))
+        return digest.hexdigest()
+
     def train_all(self, copy: bool = True) -> None:
         """Train every weight of the network, in float32.
 
@@ -108,17 +126,34 @@ class TrainableBackbone(Backbone):
         return {n: p for n, p in self.network_module.named_parameters() if p.requires_grad}
 
     @contextlib.contextmanager
-    def reference(self) -> Iterator[None]:
+    def base(self) -> Iterator[None]:
         """Switch the LoRA off, or swap the initial weights in, until the outermost such context ends."""
-        if self._is_reference:
+        if self._is_base:
             yield
             return
-        self._is_reference = True
+        self._is_base = True
         try:
             with self._weights.initial() if not self.has_lora else self._without_lora():
                 yield
         finally:
-            self._is_reference = False
+            self._is_base = False
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """The base model, or after `refer_to_start` the model that training starts from."""
+        if self._start is None or self._is_base:
+            with self.base():
+                yield
+            return
+        parameters = self.trainable_parameters()
+        trained = {name: parameter.data for name, parameter in parameters.items()}
+        for name, start in self._start.items():
+            parameters[name].data = start
+        try:
+            yield
+        finally:
+            for name, weights in trained.items():
+                parameters[name].data = weights
 
     @contextlib.contextmanager
     def _without_lora(self) -> Iterator[None]:

@@ -12,10 +12,46 @@ from typing import Any
 
 Meaning = Callable[[dict[str, Any]], Any]
 
-ADDED: dict[str, Meaning] = {}
+
+def _algorithm(data: dict[str, Any]) -> str | None:
+    """The name of a configuration's algorithm."""
+    section = data.get("algorithm")
+    return section.get("name") if isinstance(section, dict) else section
+
+
+def _eta(data: dict[str, Any]) -> Any:
+    """η of a configuration's training sampler."""
+    sample = data.get("sample")
+    return sample.get("eta", 1.0) if isinstance(sample, dict) else 1.0
+
+
+def _fields_of_algorithms(data: dict[str, Any]) -> None:
+    """Give algorithms the fields that they lacked: d3po did not clip, and grpo had the population's deviation."""
+    lacked: dict[str, dict[str, Any]] = {"d3po": {"clip_range": 0.0}, "grpo": {"unbiased_std": False}}
+    section = data.get("algorithm")
+    if isinstance(section, dict):
+        data["algorithm"] = {**lacked.get(str(section.get("name")), {}), **section}
+
+
+def _names(data: dict[str, Any]) -> None:
+    """Rename what had another name: prdp was rebel with clipping, flow_grpo is now what its authors' code does."""
+    if _algorithm(data) == "prdp":
+        section = data["algorithm"]
+        data["algorithm"] = {"clip_range": 1e-4, **(section if isinstance(section, dict) else {}), "name": "rebel"}
+    sample = data.get("sample")
+    if isinstance(sample, dict) and sample.get("noise_form") == "flow_grpo":
+        data["sample"] = {**sample, "noise_form": "flow_sde"}
+
+
+ADDED: dict[str, Meaning] = {
+    # Evaluations drew their images with the training sampler.
+    "evaluate.eta": lambda data: _eta(data),
+    # Each step had an optimizer step of its own, as sdpo still has; a trajectory's steps are joined by their loss.
+    "train.accumulate_steps": lambda data: None if _algorithm(data) in (None, "sdpo", "rebel", "prdp") else 1,
+}
 """`section.key` → the value that runs of versions without this setting had, as a function of the configuration."""
 
-CHANGED: list[Callable[[dict[str, Any]], None]] = []
+CHANGED: list[Callable[[dict[str, Any]], None]] = [_fields_of_algorithms, _names]
 """Rewrites of settings whose meaning changed, in place, each a function of a configuration of an earlier version."""
 
 

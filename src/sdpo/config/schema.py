@@ -31,9 +31,10 @@ from sdpo.config.sections import (
     imports_classes,
 )
 from sdpo.errors import UserError
-from sdpo.method.advantages import NORMALIZERS, Normalizer
+from sdpo.method.advantages import NORMALIZERS, Normalizer, StepwiseNormalizer
 from sdpo.method.algorithms import ALGORITHMS, Algorithm
 from sdpo.method.credit import CREDITS
+from sdpo.system.log import is_main_process, logger
 
 
 def _plain_callback(value: Any, info: ValidationInfo) -> Any:
@@ -94,17 +95,39 @@ class Config(Section):
             algorithm = self.build_algorithm()
             self._take_normalizer_of(algorithm)
             self._check_algorithm(algorithm)
+        if self.train.kl_form == "flow_grpo" and self.sample.noise_form != "flow_grpo":
+            raise ValueError(
+                "train.kl_form=flow_grpo is defined for sample.noise_form=flow_grpo, which is "
+                f"{self.sample.noise_form} here: use train.kl_form=transition"
+            )
         self._check_frozen_weights()
         self._check_rewards()
         self._check_batches()
         return self
 
     def _take_normalizer_of(self, algorithm: Algorithm[Any]) -> None:
-        """Set the normaliser that is part of the algorithm's definition."""
+        """Set the normaliser that is part of the algorithm's definition, and say so where another one was set.
+
+        Single trajectories have no branches to compare: they are normalised by each prompt's last returns.
+        """
+        present, name = self.advantage.normalizer, self.algorithm["name"]
         own = algorithm.normalizer
-        if own is not None and type(self.build_normalizer()) is not own:
-            settings = {**self.advantage.model_dump(), "normalizer": name_of(own, NORMALIZERS)}
-            self.advantage = AdvantageConfig(**settings)
+        if own is None and algorithm.branches == 1 and isinstance(present, str):
+            own = StepwiseNormalizer if NORMALIZERS[present].compares_branches else None
+        if own is None or type(self._configured_normalizer()) is own:
+            return
+        chosen = name_of(own, NORMALIZERS)
+        self.advantage = AdvantageConfig(**{**self.advantage.model_dump(), "normalizer": chosen})
+        if present != AdvantageConfig().normalizer and is_main_process():
+            logger.warning(
+                "advantage.normalizer: %s takes %s in place of %s, which %s",
+                *(
+                    name,
+                    chosen,
+                    _name(present),
+                    "compares branches" if algorithm.branches == 1 else "is not part of it",
+                ),
+            )
 
     def _check_algorithm(self, algorithm: Algorithm[Any]) -> None:
         name, sample = self.algorithm["name"], self.sample
@@ -112,6 +135,11 @@ class Config(Section):
             raise ValueError(
                 f"advantage.normalizer={_name(self.advantage.normalizer)} compares branches, but algorithm.branches is "
                 "1: use advantage.normalizer=stepwise or more branches"
+            )
+        if algorithm.takes_trajectories and self.train.accumulate_steps not in (None, "all"):
+            raise ValueError(
+                f"train.accumulate_steps is {self.train.accumulate_steps}, but the loss of {name} joins all steps of a "
+                "trajectory: leave it at null"
             )
         if algorithm.takes_trajectories and self.train.timestep_fraction < 1:
             raise ValueError(
@@ -176,9 +204,13 @@ class Config(Section):
         Raises:
             UserError: if the user's own class has changed since the configuration was read.
         """
+        return self.build_algorithm().own_normalizer() or self._configured_normalizer()
+
+    def _configured_normalizer(self) -> Normalizer:
         value = self.advantage.normalizer
         if isinstance(value, str) and value in NORMALIZERS:
-            fields = (f.name for f in dataclasses.fields(NORMALIZERS[value]) if f.init)  # type: ignore[arg-type]
+            names = {f.name for f in dataclasses.fields(NORMALIZERS[value]) if f.init}  # type: ignore[arg-type]
+            fields = names & AdvantageConfig.model_fields.keys()
             value = {"name": value, **{name: getattr(self.advantage, name) for name in fields}}
         return build_named(value, NORMALIZERS, Normalizer, "normaliser")  # type: ignore[type-abstract]
 

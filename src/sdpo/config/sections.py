@@ -133,7 +133,7 @@ class SampleConfig(Section):
     prompts_per_epoch: Annotated[int, Field(ge=1, le=10**6)] = 128
     guidance_scale: Annotated[float, Field(ge=1)] = 1.0
     eta: Fraction = 1.0
-    noise_form: Literal["preserving", "flow_grpo"] = "preserving"
+    noise_form: Literal["preserving", "flow_grpo", "flow_sde"] = "preserving"
     micro_batch: MicroBatch = "auto"
     shared_noise: bool = True
     share_first_step: Literal["auto"] | bool = "auto"
@@ -151,6 +151,14 @@ class TrainConfig(Section):
     `first_steps`: the number of steps of each trajectory that are trained, from the noisiest on (null: all). At later
     steps σ is small, and the log-probability's gradient, which grows as 1/σ, is mostly noise.
 
+    `accumulate_steps`: the visited steps of each group whose gradients one optimizer step averages: a number, or `all`
+    of a pass (null: as the algorithm's authors do).
+
+    `kl_weight`: the weight of the KL divergence from the reference model. `kl_form`: its scale: `transition` is the
+    divergence of a step's two Gaussians; `flow_grpo` is that of Flow-GRPO, smaller by the step's length Δ, for
+    `sample.noise_form=flow_grpo`. `reference`: the model that the divergence and the algorithms d3po and prdp refer to:
+    `base` is the base model; `start` is the model that the run starts from, which differs where `lora.path` is set.
+
     `on_nonfinite`: `stop` ends the run where a loss, gradient or log-probability is NaN or infinite; `skip` leaves out
     that optimizer step and counts it in `train/skipped_steps`.
     """
@@ -164,6 +172,7 @@ class TrainConfig(Section):
     timestep_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     first_steps: Positive | None = None
     step_shuffle: bool = True
+    accumulate_steps: Literal["all"] | Positive | None = None
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
@@ -172,6 +181,8 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = False
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     kl_weight: Annotated[float, Field(ge=0)] = 0.0
+    kl_form: Literal["transition", "flow_grpo"] = "transition"
+    reference: Literal["base", "start"] = "base"
     on_nonfinite: Literal["stop", "skip"] = "stop"
 
     @model_validator(mode="after")
@@ -213,9 +224,14 @@ class EvaluateConfig(Section):
         return list(dict.fromkeys([*self.held_out, *([self.judge] if self.judge else [])]))
 
     @property
+    def images_between(self) -> int:
+        """Images per prompt of the evaluations in between, and of the training sampler's at the ends."""
+        return self.images_per_prompt_between or self.images_per_prompt
+
+    @property
     def monitored(self) -> int:
         """Images per prompt that monitors see at every evaluation; two or more, as diversity is that of one prompt."""
-        return max(2, min(self.images_per_prompt, self.images_per_prompt_between or self.images_per_prompt))
+        return max(2, min(self.images_per_prompt, self.images_between))
 
 
 class StopRule(Section):

@@ -47,7 +47,9 @@ def epoch_cost(config: Config) -> EpochCost:
     forward = (trajectories * sample.num_steps - shared) * guidance
     visited, eligible = steps.visited(sample.num_steps), steps.eligible(sample.num_steps)
     backward = (trajectories * visited - round(shared * visited / eligible)) * steps.inner_epochs * guidance
-    forward += backward if config.train.kl_weight > 0 or algorithm.needs_reference else 0  # the base model
+    # The reference model: once for both uses in a step, but apart where the loss joins all steps of a trajectory.
+    uses = [config.train.kl_weight > 0, algorithm.needs_reference]
+    forward += backward * (sum(uses) if algorithm.takes_trajectories else any(uses))
     forward += backward if algorithm.takes_trajectories else 0  # all steps, before the first gradient
     return EpochCost(trajectories, queries, forward, backward, optimizer_steps(config, random_end))
 

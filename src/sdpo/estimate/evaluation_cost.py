@@ -45,13 +45,11 @@ def evaluation_cost(config: Config, prompts: PromptLists, full: bool) -> Evaluat
             both samplers, unless the model's own sampler turns out to be the training sampler.
     """
     evaluate = config.evaluate
-    each = evaluate.images_per_prompt
-    if not full and evaluate.images_per_prompt_between is not None:
-        each = evaluate.images_per_prompt_between
+    each = evaluate.images_per_prompt if full else evaluate.images_between
     scored, drawn = len(prompts.evaluated) * each, len(prompts.evaluated) * max(each, evaluate.monitored)
     if full:
         others = len(prompts.unseen) * each
-        both = len(prompts.evaluated) * evaluate.monitored if evaluate.eta != config.sample.eta else 0
+        both = len(prompts.evaluated) * evaluate.images_between if evaluate.eta != config.sample.eta else 0
         scored, drawn = scored + others + both, drawn + others + both
     guided = config.sample.guidance_scale != 1 and not model_facts(config.model.path).embeds_guidance
     steps = sum(evaluate.steps)

@@ -83,16 +83,14 @@ class Evaluator:
             DivergenceError: if an image is not finite.
             RewardError: if a reward fails.
         """
-        with drawing.policy.backbone.reference():
+        with drawing.policy.backbone.base():
             return self._evaluate(0, drawing, costs, True, Weights("base"))
 
     def _evaluate(
         self, epoch: int, drawing: Drawing, costs: Mapping[str, float], full: bool, weights: Weights
     ) -> tuple[Evaluation, dict[int, Tensor]]:
         settings, backbone = self.settings, drawing.policy.backbone
-        per_prompt = settings.images_per_prompt
-        if not full and settings.images_per_prompt_between is not None:
-            per_prompt = settings.images_per_prompt_between
+        per_prompt = settings.images_per_prompt if full else settings.images_between
 
         def score(drawing: Drawing, prompts: Sequence[Prompt], images: int, monitored: int = 0) -> EvaluatedImages:
             return evaluate(
@@ -109,7 +107,7 @@ class Evaluator:
         other = None
         if full and drawing.training.level(backbone) != drawing.sampler.level(backbone):
             by_training = replace(drawing, sampler=drawing.training)
-            scores = score(by_training, self.prompts, settings.monitored).scores
+            scores = score(by_training, self.prompts, settings.images_between).scores
             other = Sampled(scores, drawing.conditions(drawing.training))
         record = Evaluation(
             epoch=epoch,

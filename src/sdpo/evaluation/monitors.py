@@ -139,7 +139,7 @@ class Drift:
         first = {name: values[:count] for name, values in conditioning.items()}
         with self.policy.no_gradient():
             own = self.policy.transition(self.denoiser, x[:count], steps, first)
-            with self.policy.backbone.reference():
+            with self.policy.backbone.base():
                 base = self.policy.transition(self.denoiser, x[:count], steps, first)
         divergence = gaussian.kl_divergence(own.mean, base.mean, own.std)
         values = self.values[rows.start : rows.start + count]

@@ -5,7 +5,7 @@ Source: SDPO (Zhang et al., arXiv 2411.11727), step-shuffled updates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from sdpo.loop.collectives import Collectives
 from sdpo.loop.divergence import FiniteWatch, NotFiniteError
 from sdpo.loop.optimizer import Optimization
 from sdpo.loop.policy import Policy, PromptEmbeddings
-from sdpo.loop.step_batch import EpochData, StepEvaluator
+from sdpo.loop.step_batch import EpochData, KLForm, StepEvaluator
 from sdpo.loop.visits import Visits
 from sdpo.method.algorithms import Algorithm
 from sdpo.method.denoisers import Denoiser
@@ -34,13 +34,15 @@ class UpdateSettings:
     Attributes:
         batch_size: groups an optimizer step, on this process.
         visits: which steps are visited, and in which order.
-        kl_weight: weight of KL(policy ‖ base model); 0 switches it off.
+        kl_weight: weight of KL(policy ‖ reference model); 0 switches it off.
+        kl_form: the scale of that divergence.
         skip_nonfinite: count the optimizer steps that were skipped because a value was not finite.
     """
 
     batch_size: int
     visits: Visits = Visits()
     kl_weight: float = 0.0
+    kl_form: KLForm = "transition"
     skip_nonfinite: bool = False
 
 
@@ -74,7 +76,7 @@ class PolicyUpdate:
         self.algorithm = algorithm
         self.settings = settings
         self.optimization = optimization
-        self._evaluate = StepEvaluator(policy, algorithm.needs_reference, settings.kl_weight > 0)
+        self._evaluate = StepEvaluator(policy, settings.kl_form)
 
     def run(
         self,
@@ -104,8 +106,8 @@ class PolicyUpdate:
         sums: Metrics = {}
         made: list[Tensor] = []  # whether each optimizer step was made
         on_policy: Tensor | None = None
-        for rows, step_of_row in self._minibatches(trajectories, epoch):
-            metrics, deviation = self._accumulate(data, rows, step_of_row, micro_batch, watch)
+        for rows, steps in self._minibatches(trajectories, epoch):
+            metrics, deviation = self._accumulate(data, rows, steps, micro_batch, watch)
             norm = self.optimization.step(watch)
             made.append(norm.isfinite())
             if on_policy is None:
@@ -145,15 +147,23 @@ class PolicyUpdate:
         if not all(finite):  # finite gradients can do that too; such weights are never saved
             raise NotFiniteError(f"the weight {self.optimization.names[finite.index(False)]}")
 
-    def _minibatches(self, trajectories: Trajectories, epoch: int) -> Iterator[tuple[range, Tensor | None]]:
-        """The groups of each minibatch, and the step at which each of the B groups is, [B]; None means all steps."""
+    def _minibatches(self, trajectories: Trajectories, epoch: int) -> Iterator[tuple[range, Sequence[Tensor | None]]]:
+        """The groups of each minibatch, and what its optimizer step accumulates.
+
+        Yields:
+            The groups, and one entry for each step that they visit: the step at which each of the B groups is, [B].
+            None stands for whole trajectories.
+        """
         visits, size = self.settings.visits, self.settings.batch_size
         groups, steps = len(trajectories.prompts), trajectories.num_steps
         for inner in range(visits.inner_epochs):
             order = visits.order(trajectories.sample_index.tolist(), steps, epoch, inner)
-            for j in range(1 if visits.whole_trajectories else visits.visited(steps)):
+            each: list[list[Tensor | None]] = [[None]]
+            if not visits.whole_trajectories:
+                each = [[order[:, j] for j in places] for places in visits.accumulations(steps)]
+            for accumulated in each:
                 for start in range(0, groups, size):
-                    yield range(start, start + size), None if visits.whole_trajectories else order[:, j]
+                    yield range(start, start + size), accumulated
 
     def _means(self, sums: Metrics, made: list[Tensor], on_policy: Tensor) -> Metrics:
         """Average metrics over the optimizer steps that were made, and over all processes."""
@@ -166,14 +176,17 @@ class PolicyUpdate:
         return means
 
     def _accumulate(
-        self, data: EpochData, rows: range, step_of_row: Tensor | None, micro_batch: int, watch: FiniteWatch
+        self, data: EpochData, rows: range, steps: Sequence[Tensor | None], micro_batch: int, watch: FiniteWatch
     ) -> tuple[Metrics, Tensor]:
-        """Add the gradients of one minibatch, micro-batch by micro-batch.
+        """Add the gradients of one minibatch, step by step and micro-batch by micro-batch.
+
+        The loss is the mean over the accumulated steps and the groups.
 
         Args:
             data: the epoch's data.
             rows: the groups of the minibatch.
-            step_of_row: the step at which each group of the epoch is, [B]; None takes all steps of each group.
+            steps: for each accumulated step, the step at which each group of the epoch is, [B]; None takes all steps
+                of each group.
             micro_batch: groups a network call.
             watch: receives the log-probabilities and losses.
 
@@ -182,10 +195,11 @@ class PolicyUpdate:
         """
         sums: Metrics = {}
         deviations = []
-        for start in range(rows.start, rows.stop, micro_batch):
+        parts = [(step_of_row, start) for step_of_row in steps for start in range(rows.start, rows.stop, micro_batch)]
+        for number, (step_of_row, start) in enumerate(parts, start=1):
             micro = slice(start, min(start + micro_batch, rows.stop))
-            share = (micro.stop - micro.start) / len(rows)
-            last = micro.stop == rows.stop
+            share = (micro.stop - micro.start) / len(rows) / len(steps)
+            last = number == len(parts)
             if step_of_row is None:
                 metrics, deviation = self._trajectory_gradients(data, micro, share, last, watch)
             else:
@@ -199,7 +213,8 @@ class PolicyUpdate:
         self, data: EpochData, rows: slice, step_of_row: Tensor, share: float, last: bool, watch: FiniteWatch
     ) -> tuple[Metrics, Tensor]:
         """Add the gradients of one step of each row, times the rows' share of the minibatch."""
-        batch, kl = self._evaluate(data, rows, step_of_row)
+        needs_reference, needs_kl = self.algorithm.needs_reference, self.settings.kl_weight > 0
+        batch, kl = self._evaluate(data, rows, step_of_row, reference=needs_reference, kl=needs_kl)
         output = self.algorithm.loss(batch)
         loss, metrics = output.loss, output.metrics
         if kl is not None:
@@ -221,17 +236,22 @@ class PolicyUpdate:
         visited = [torch.full((groups,), step) for step in range(self.settings.visits.eligible(steps))]
         old, mask = data.trajectories.log_prob[rows], data.trajectories.stochastic.float()
         log_prob = old.clone()  # a last step that is not visited keeps its old value
+        reference = torch.zeros_like(old) if self.algorithm.needs_reference else None
         with torch.no_grad():
             for step, step_of_row in enumerate(visited):
-                log_prob[:, :, step] = self._evaluate(data, rows, step_of_row)[0].log_prob
+                batch, _ = self._evaluate(data, rows, step_of_row, reference=reference is not None)
+                log_prob[:, :, step] = batch.log_prob
+                if reference is not None and batch.reference_log_prob is not None:
+                    reference[:, :, step] = batch.reference_log_prob
         deviation = (log_prob - old).abs().max()
         log_prob.requires_grad_()
         mask[len(visited) :] = 0
-        output = self.algorithm.loss(TrajectoryBatch(log_prob, old, data.advantages[rows][:, :, 0], mask))
+        advantage = data.advantages[rows][:, :, 0]
+        output = self.algorithm.loss(TrajectoryBatch(log_prob, old, advantage, mask, reference))
         (factors,) = torch.autograd.grad(output.loss, log_prob)
         kls = []
         for step, step_of_row in enumerate(visited):
-            batch, kl = self._evaluate(data, rows, step_of_row)
+            batch, kl = self._evaluate(data, rows, step_of_row, kl=self.settings.kl_weight > 0)
             loss = (factors[:, :, step] * batch.log_prob).sum()
             if kl is not None:
                 loss = loss + self.settings.kl_weight * kl / len(visited)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from sdpo.loop.shared_first_step import network_rows
 from sdpo.method import gaussian
 from sdpo.method.denoisers import Denoiser
 from sdpo.method.types import StepBatch, Trajectories
+
+KLForm = Literal["transition", "flow_grpo"]
 
 
 @dataclass(frozen=True)
@@ -35,29 +38,32 @@ class EpochData:
 
 @dataclass(frozen=True)
 class StepEvaluator:
-    """Evaluates the current policy, and the base model where it is needed, at steps of sampled trajectories.
+    """Evaluates the current policy, and the reference model where it is needed, at steps of sampled trajectories.
 
     Attributes:
         policy: the policy that is trained.
-        needs_reference: whether the loss takes the base model's log-probabilities.
-        needs_kl: whether the KL divergence from the base model is wanted.
+        kl_form: the scale of the KL divergence: `transition`, the divergence of the step's two Gaussians, or
+            `flow_grpo`, that times the step's length Δ.
     """
 
     policy: Policy
-    needs_reference: bool
-    needs_kl: bool
+    kl_form: KLForm = "transition"
 
-    def __call__(self, epoch: EpochData, rows: slice, step_of_row: Tensor) -> tuple[StepBatch, Tensor | None]:
+    def __call__(
+        self, epoch: EpochData, rows: slice, step_of_row: Tensor, reference: bool = False, kl: bool = False
+    ) -> tuple[StepBatch, Tensor | None]:
         """Evaluate one step of each group, all branches in one network call.
 
         Args:
             epoch: the epoch's data.
             rows: the n groups among the B.
             step_of_row: the step of each group, int64 [n], on the CPU.
+            reference: whether the batch has the reference model's log-probabilities.
+            kl: whether the KL divergence from the reference model is wanted.
 
         Returns:
-            The batch that the loss takes, and the mean KL divergence from the base model, a scalar; None in its place
-            where the divergence is not wanted or no gradient is recorded.
+            The batch that the loss takes, and the mean KL divergence from the reference model, a scalar; None in its
+            place where the divergence is not wanted.
         """
         data = epoch.trajectories
         device, branches = data.states.device, data.log_prob.shape[1]
@@ -67,9 +73,9 @@ class StepEvaluator:
         x, own = states[group, branch, steps[group]], steps[group]
         conditioning = epoch.embeddings.take(epoch.prompt_rows[rows][group])
         base: Tensor | None = None
-        # The base model comes first: a sharded network's weights, written over and back, are gathered in order only in
-        # a forward pass. A pass without gradients serves log-probabilities alone, which need no base model.
-        if (self.needs_kl or self.needs_reference) and torch.is_grad_enabled():
+        # The reference comes first: a sharded network's weights, written over and back, are gathered in order only in
+        # a forward pass.
+        if kl or reference:
             with torch.no_grad(), self.policy.backbone.reference():
                 base = self.policy.transition(epoch.denoiser, x, own, conditioning).mean
         transition = self.policy.transition(epoch.denoiser, x, own, conditioning)
@@ -88,8 +94,17 @@ class StepEvaluator:
             advantage=epoch.advantages[rows][each, :, steps],
             step_index=steps,
             mask=data.stochastic[steps].float(),
-            reference_log_prob=log_prob(base) if base is not None and self.needs_reference else None,
+            reference_log_prob=log_prob(base) if base is not None and reference else None,
         )
-        if base is None or not self.needs_kl:
+        if base is None or not kl:
             return batch, None
-        return batch, gaussian.kl_divergence(mean, base, std).mean()
+        return batch, self._divergence(epoch.denoiser, mean, base, std, steps.repeat_interleave(branches))
+
+    def _divergence(self, denoiser: Denoiser, mean: Tensor, base: Tensor, std: Tensor, steps: Tensor) -> Tensor:
+        """The mean KL divergence in the form that the run asks for, a scalar."""
+        divergence = gaussian.kl_divergence(mean, base, std)
+        if self.kl_form == "flow_grpo":
+            # Their divisor is 2 s(σ)², where the step's variance is s(σ)² Δ.
+            assert denoiser.step_length is not None, "a run is refused that has none"
+            divergence = divergence * denoiser.step_length[steps]
+        return divergence.mean()

@@ -24,6 +24,8 @@ class Visits:
             rule gives it no return.
         shuffle: whether each sample has a random order of steps of its own; else all go from the noisiest step on.
         whole_trajectories: whether an optimizer step follows all steps of its groups at once, not one step of each.
+        accumulated: visited steps of each group whose gradients one optimizer step averages; None means all of a pass.
+            The last optimizer step of a pass averages fewer where the number does not divide them.
     """
 
     seed: int = 0
@@ -33,6 +35,7 @@ class Visits:
     last_step: bool = True
     shuffle: bool = True
     whole_trajectories: bool = False
+    accumulated: int | None = 1
 
     def eligible(self, num_steps: int) -> int:
         """The number of steps among which a pass chooses."""
@@ -51,8 +54,14 @@ class Visits:
             batches: the number of batches that an epoch's groups are dealt to.
             num_steps: T.
         """
-        passes = 1 if self.whole_trajectories else self.visited(num_steps)
+        passes = 1 if self.whole_trajectories else len(self.accumulations(num_steps))
         return self.inner_epochs * passes * batches
+
+    def accumulations(self, num_steps: int) -> list[range]:
+        """The places, in the order of visits, of the steps that each optimizer step of a pass accumulates."""
+        count = self.visited(num_steps)
+        size = count if self.accumulated is None else self.accumulated
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
     def order(self, sample_index: list[int], num_steps: int, epoch: int, inner: int) -> Tensor:
         """Draw each sample's own permutation of its eligible steps (SDPO, step-shuffled updates).

@@ -135,18 +135,28 @@ class PairNormalizer(Normalizer):
 
 @dataclass(frozen=True)
 class GroupNormalizer(Normalizer):
-    """(G − mean) / std over the K branches of one group, step by step (GRPO). Needs no history.
+    """(G − mean over the K branches of one group) / (std + ε), step by step (GRPO). Needs no history.
 
     A group whose returns are all equal has advantage 0.
+
+    Attributes:
+        global_std: whether the standard deviation is that of the whole batch, and not the group's own.
+        unbiased: whether the sum of squares is divided by the number of values less one.
+        epsilon: ε.
     """
 
     compares_branches: ClassVar[bool] = True
 
+    global_std: bool = False
+    unbiased: bool = False
+    epsilon: float = _EPSILON
+
     def update(self, prompts: list[str], returns: Tensor) -> Tensor:
-        """Normalise each group of a batch of returns, [B, K, T], by itself; see `Normalizer.update`."""
+        """Normalise each group of a batch of returns, [B, K, T]; see `Normalizer.update`."""
         values = returns.detach().double()
-        mean, std = values.mean(1, keepdim=True), values.std(1, correction=0, keepdim=True)
-        return ((values - mean) / (std + _EPSILON)).float()
+        axes = (0, 1) if self.global_std else (1,)
+        std = values.std(axes, correction=int(self.unbiased), keepdim=True)
+        return ((values - values.mean(1, keepdim=True)) / (std + self.epsilon)).float()
 
 
 NORMALIZERS: dict[str, type[Normalizer]] = {

@@ -92,7 +92,7 @@ class StepBatch:
         advantage: advantage of the step, [B, K].
         step_index: the step that each group is at, int64 [B].
         mask: 1 where the step is stochastic, else 0, [B].
-        reference_log_prob: log-probability under the base model, [B, K]; None unless the algorithm asks for it by
+        reference_log_prob: log-probability under the reference model, [B, K]; None unless the algorithm asks for it by
             `needs_reference`.
     """
 
@@ -113,12 +113,15 @@ class TrajectoryBatch:
         old_log_prob: log-probability of each step under the policy that sampled, [B, K, T].
         advantage: advantage of the whole trajectory, [B, K].
         mask: 1 where the step counts, because it is stochastic and the update visits it, else 0, [T].
+        reference_log_prob: log-probability of each step under the reference model, [B, K, T]; None unless the algorithm
+            asks for it by `needs_reference`.
     """
 
     log_prob: Tensor
     old_log_prob: Tensor
     advantage: Tensor
     mask: Tensor
+    reference_log_prob: Tensor | None = None
 
 
 @dataclass

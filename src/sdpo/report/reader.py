@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sdpo.config.earlier import as_meant
 from sdpo.config.load import read_mapping
 from sdpo.errors import UserError, cause
 from sdpo.evaluation.conditions import differences
@@ -30,7 +31,7 @@ class Run:
 
     Attributes:
         directory: where the run's files are.
-        config: the resolved configuration, as the YAML file holds it.
+        config: the resolved configuration, its settings named as by this version.
         config_text: the text of the YAML file.
         environment: versions, device and number of processes.
         metrics: one row per epoch, by epoch.
@@ -129,7 +130,7 @@ def read_run(path: Path) -> Run:
     kept, base = _comparable(evaluations, notes), _read_base(directory, notes)
     return Run(
         directory=directory,
-        config=read_mapping(directory.config),
+        config=as_meant(read_mapping(directory.config)),
         config_text=directory.config.read_text(encoding="utf-8"),
         environment=_read_json(directory.environment, notes) or {},
         metrics=metrics,

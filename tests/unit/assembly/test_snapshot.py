@@ -49,6 +49,7 @@ def parts(state: str, value: float, sample: Any = "auto", update: Any = "auto") 
         normalizer=Kept(state),
         mix=Kept(state),
         micro_batches=MicroBatches(sample=7, update=8),
+        backbone=SimpleNamespace(start_digest=lambda: None),
     )
 
 
@@ -63,6 +64,7 @@ def test_all_state_comes_back_and_micro_batches_that_were_found_are_kept() -> No
         "counters": {"images": 1, "reward_queries": 2, "denoiser_evaluations": 3, "seconds": 4.5},
         "evaluation_counters": {"images": 5, "reward_queries": 6, "denoiser_evaluations": 7, "seconds": 8.5},
         "micro_batches": {"sample": 2, "update": 3},
+        "start": None,
     }, "the file format of a checkpoint"
 
     resumed = parts("fresh", 9.0)

@@ -41,7 +41,12 @@ def test_another_algorithm_drops_the_settings_of_the_preset_s_own() -> None:
 
 def test_grpo_brings_its_normaliser() -> None:
     config = Config.load("emoji", ["algorithm=grpo"])
-    assert config.advantage.normalizer == "group" and isinstance(config.build_normalizer(), GroupNormalizer)
+    assert config.advantage.normalizer == "group"
+    assert config.build_normalizer() == GroupNormalizer(unbiased=True, epsilon=1e-8)
+    flow = Config.load("emoji", ["algorithm={name: grpo, global_std: true, branches: 24}"])
+    assert flow.build_normalizer() == GroupNormalizer(global_std=True, epsilon=1e-4)
+    population = Config.load("emoji", ["algorithm={name: grpo, unbiased_std: false}"]).build_normalizer()
+    assert population == Config.load("emoji", ["advantage.normalizer=group"]).build_normalizer() == GroupNormalizer()
     pooled = Config.load("emoji", ["advantage.normalizer=prompt", "advantage.buffer_size=20"]).build_normalizer()
     assert pooled == PromptNormalizer(buffer_size=20)
 
@@ -49,7 +54,7 @@ def test_grpo_brings_its_normaliser() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["algorithm={name: ddpo, branches: 1}"], "compares branches, but algorithm.branches is 1"),
+        (["algorithm=rebel", "train.accumulate_steps=2"], "joins all steps of a trajectory: leave it at null"),
         (["algorithm=rebel", "train.timestep_fraction=0.5"], "needs all steps of a trajectory"),
         (["sample.shared_noise=false", "sample.share_first_step=true"], "begin at different latents"),
         (["algorithm={name: d3po, beta: 0}"], "algorithm.beta must be positive"),
@@ -62,7 +67,35 @@ def test_combinations_that_mean_nothing_are_refused(overrides: list[str], messag
 
 def test_whole_trajectories_make_one_optimizer_step_a_batch() -> None:
     stepwise, whole = (Config.load("emoji", [f"algorithm={name}", "sample.num_steps=4"]) for name in ("ddpo", "rebel"))
-    assert epoch_cost(stepwise).optimizer_steps == 12
+    assert epoch_cost(stepwise).optimizer_steps == 3
+    assert epoch_cost(Config.load("emoji", ["sample.num_steps=4", "algorithm.credit=step"])).optimizer_steps == 12
     assert epoch_cost(whole).optimizer_steps == 3
     # Sampling, all steps once without gradient, and once with.
     assert "at most 180 reward queries, 1440 network evaluations without and 720 with gradient" in describe_cost(whole)
+
+
+def test_a_normaliser_that_is_replaced_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """The preset's `pair` compares branches: grpo has its own, and ddpo's single trajectories have none."""
+    config = Config.load("emoji", ["algorithm=ddpo"])
+    assert config.algorithm["branches"] == 1 and config.advantage.normalizer == "stepwise"
+    assert "advantage.normalizer: ddpo takes stepwise in place of pair, which compares branches" in caplog.text
+    caplog.clear()
+    assert Config.load("emoji", ["algorithm={name: ddpo, branches: 2}"]).advantage.normalizer == "pair"
+    assert Config.parse(config.model_dump(mode="json")) == config
+    assert not caplog.text
+    Config.load("emoji", ["algorithm=grpo"])
+    assert "grpo takes group in place of pair" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "unit"), [("ddpo", 2, 50), ("d3po", 2, 50), ("grpo", 2, 50), ("sdpo", 100, 1)]
+)
+def test_the_optimizer_steps_of_an_epoch_are_those_of_the_authors(name: str, steps: int, unit: int) -> None:
+    """ddpo-pytorch, d3po, Flow-GRPO and DanceGRPO step once a batch, after all steps of its samples; SDPO at each."""
+    config = Config.load("aesthetic", [f"algorithm={name}"])
+    assert config.train.accumulate_steps is None
+    assert epoch_cost(config).optimizer_steps == steps
+    same = Config.load("aesthetic", [f"algorithm={name}", f"train.accumulate_steps={unit}"])
+    assert epoch_cost(same).optimizer_steps == steps
+    uneven = Config.load("aesthetic", [f"algorithm={name}", "train.accumulate_steps=20"])
+    assert epoch_cost(uneven).optimizer_steps == 2 * 3, "of 50 steps the last optimizer step accumulates ten"

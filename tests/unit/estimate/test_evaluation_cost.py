@@ -25,8 +25,8 @@ def test_one_evaluation_by_hand() -> None:
     between, end = (evaluation_cost(emoji(), lists, full) for full in (False, True))
     # Between: 10 images scored, 20 drawn for the monitors; the drift takes 2 × 8 more at each of 1 + 4 steps.
     assert between == EvaluationCost(images=20, queries=40, evaluations=(20 + 16) * 5)
-    # At an end: 10 × 3, the unseen 2 × 3, and 10 × 2 by the training sampler.
-    assert end == EvaluationCost(images=56 * 2, queries=56 * 4, evaluations=(56 + 16) * 5)
+    # At an end: 10 × 3, the unseen 2 × 3, and 10 × 1 by the training sampler.
+    assert end == EvaluationCost(images=46 * 2, queries=46 * 4, evaluations=(46 + 16) * 5)
     alone = evaluation_cost(emoji(eta=1.0), lists, True)
     assert alone.images == 36 * 2, "one sampler is both"
 

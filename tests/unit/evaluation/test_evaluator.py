@@ -41,7 +41,7 @@ class Model:
         self._calls = calls
 
     @contextlib.contextmanager
-    def reference(self) -> Iterator[None]:
+    def base(self) -> Iterator[None]:
         self._calls.append("base")
         yield
         self._calls.append("no longer")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,13 +32,21 @@ class Doubles:
         self.backbone = self
         self.device = torch.device("cpu")
         self.calls: list[int] = []
+        self.scale = 1.0
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """The base model has half the weights."""
+        self.scale = 0.5
+        yield
+        self.scale = 1.0
 
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
         return {"weight": self.weight}
 
     def transition(self, denoiser: None, x: Tensor, step_index: Tensor, conditioning: Any) -> Transition:
         self.calls.append(len(x))
-        mean = torch.tanh(x @ self.weight) * (1 + step_index[:, None].double())
+        mean = torch.tanh(x @ (self.weight * self.scale)) * (1 + step_index[:, None].double())
         return Transition(mean, 0.5 + 0.1 * step_index.double(), mean)
 
 
@@ -50,9 +60,9 @@ class NoPrompts:
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 6])
 @pytest.mark.parametrize("last_step", [True, False])
-@pytest.mark.parametrize("algorithm", [REBEL(log_ratio_scale=0.5), PRDP(clip_range=0.02)])
+@pytest.mark.parametrize("algorithm", [REBEL(log_ratio_scale=0.5), REBEL(clip_range=0.02), PRDP(clip_range=0.02)])
 def test_the_gradient_of_whole_trajectories_is_exact_at_the_memory_of_one_step(
-    algorithm: REBEL, last_step: bool, micro_batch: int
+    algorithm: REBEL | PRDP, last_step: bool, micro_batch: int
 ) -> None:
     groups, branches = 6, 2
     generator = torch.Generator().manual_seed(1)
@@ -73,7 +83,9 @@ def test_the_gradient_of_whole_trajectories_is_exact_at_the_memory_of_one_step(
     old = all_log_probs().detach() + 0.05 * torch.randn(groups, branches, T, generator=generator, dtype=torch.float64)
     # Naively: one graph over all steps.
     mask = torch.tensor([1.0] * steps + [0.0] * (T - steps))
-    loss = algorithm.loss(TrajectoryBatch(all_log_probs(), old, advantages[:, :, 0], mask)).loss
+    with policy.reference():
+        reference = all_log_probs().detach()
+    loss = algorithm.loss(TrajectoryBatch(all_log_probs(), old, advantages[:, :, 0], mask, reference)).loss
     (expected,) = torch.autograd.grad(loss, policy.weight)
 
     trajectories = Trajectories(["x"] * groups, [{}] * groups, torch.arange(groups), states, old,

@@ -134,7 +134,8 @@ def batch_for(algorithm: Any, seed: int, groups: int = 4, steps: int = 3) -> Ste
     log_prob = (old + 0.1 * numbers(seed + 1, *shape)).requires_grad_(True)
     advantage = 3 * numbers(seed + 2, groups, branches)
     if not step:
-        return TrajectoryBatch(log_prob, old, advantage, mask=(torch.arange(steps) != seed % steps).double())
+        mask = (torch.arange(steps) != seed % steps).double()
+        return TrajectoryBatch(log_prob, old, advantage, mask, old + 0.1 * numbers(seed + 3, *shape))
     reference = old + 0.1 * numbers(seed + 3, *shape)
     mask = (torch.arange(groups) != seed % groups).double()
     return StepBatch(log_prob, old, advantage, torch.arange(groups) % steps, mask, reference)
@@ -208,6 +209,8 @@ def test_nothing_to_gain_is_nothing_to_learn(name: str, seed: int) -> None:
     batch = batch_for(algorithm, seed)
     on_policy = batch.old_log_prob.clone().requires_grad_(True)
     indifferent = replace(batch, log_prob=on_policy, advantage=torch.zeros_like(batch.advantage))
+    if algorithm.takes_trajectories:  # the last policy is the base model: before that, prdp pulls towards it
+        indifferent = replace(indifferent, reference_log_prob=batch.old_log_prob)
     assert (loss_and_gradient(algorithm, indifferent)[1] == 0).all()
 
 
@@ -219,7 +222,7 @@ DECLARED = {
     "grpo": (False, False, 2),
     "d3po": (False, True, 2),
     "rebel": (True, False, 2),
-    "prdp": (True, False, 2),
+    "prdp": (True, True, 2),
 }
 
 
@@ -231,7 +234,6 @@ def test_an_algorithm_takes_what_it_declares(name: str) -> None:
     assert ALGORITHMS[name](branches=min_branches).branches == min_branches
     with pytest.raises(ValueError, match="algorithm.branches must be at least"):
         ALGORITHMS[name](branches=min_branches - 1)
-    if not takes_trajectories:
-        batch: Any = batch_for(algorithm, seed=1)
-        moved = replace(batch, reference_log_prob=batch.reference_log_prob + numbers(2, *batch.log_prob.shape))
-        assert torch.equal(algorithm.loss(moved).loss, algorithm.loss(batch).loss) != needs_reference
+    batch: Any = batch_for(algorithm, seed=1)
+    moved = replace(batch, reference_log_prob=batch.reference_log_prob + numbers(2, *batch.log_prob.shape))
+    assert torch.equal(algorithm.loss(moved).loss, algorithm.loss(batch).loss) != needs_reference

@@ -22,7 +22,7 @@ JOINT_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj
 class FlowMatch(PipelineBackbone):
     """A transformer that predicts the velocity on the schedule of a FlowMatchEulerDiscreteScheduler."""
 
-    noise_forms = ("preserving", "flow_grpo")
+    noise_forms = ("preserving", "flow_grpo", "flow_sde")
 
     @abstractmethod
     def schedule(self, num_steps: int) -> dict[str, Any]:

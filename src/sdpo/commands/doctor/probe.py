@@ -78,7 +78,7 @@ class Probe:
         )
         rows = parts.embeddings.rows(copies.prompts)
         data = EpochData(copies, torch.zeros_like(copies.log_prob), parts.denoiser, parts.embeddings, rows)
-        evaluate = StepEvaluator(parts.policy, needs_reference=False, needs_kl=False)
+        evaluate = StepEvaluator(parts.policy)
         batch, _ = evaluate(data, slice(0, groups), torch.full((groups,), step))
         return batch.log_prob[0]
 

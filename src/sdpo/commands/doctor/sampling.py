@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sdpo.assembly.quiet_steps import describe_quiet_steps
 from sdpo.commands.doctor.finding import Finding
 from sdpo.commands.doctor.probe import GROUPS, Probe
 
@@ -32,6 +33,8 @@ def check_log_prob(probe: Probe) -> Iterator[Finding]:
         low, high = values[..., random].min().item(), values[..., random].max().item()
         text = f"finite at all {steps} steps, {low:.3g} … {high:.3g}; {int(random.sum())} of them random"
         yield Finding("log-prob", "ok", text)
+        if quiet := describe_quiet_steps(probe.parts.config, probe.parts.denoiser):
+            yield Finding("log-prob", "WARN", quiet)
 
 
 def check_log_ratio(probe: Probe) -> Iterator[Finding]:

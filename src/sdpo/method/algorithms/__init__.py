@@ -6,7 +6,8 @@ from sdpo.method.algorithms.base import Algorithm
 from sdpo.method.algorithms.d3po import D3PO
 from sdpo.method.algorithms.ddpo import DDPO
 from sdpo.method.algorithms.grpo import GRPO
-from sdpo.method.algorithms.rebel import PRDP, REBEL
+from sdpo.method.algorithms.prdp import PRDP
+from sdpo.method.algorithms.rebel import REBEL
 from sdpo.method.algorithms.sdpo import SDPO, sdpo_loss
 
 ALGORITHMS: dict[str, type[Algorithm[Any]]] = {

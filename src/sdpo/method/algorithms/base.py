@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from sdpo.errors import UserError
 from sdpo.method.advantages import Normalizer
@@ -36,6 +36,8 @@ class Algorithm(ABC, Generic[Batch]):
         needs_log_prob: whether the loss needs the log-probabilities of random steps, so that sampling must be
             stochastic.
         needs_reference: whether the loss takes the base model's log-probabilities.
+        accumulates: the visited steps of each group whose gradients the authors' code averages in one optimizer step;
+            `all` of a pass, or a number. `train.accumulate_steps` overrides it.
         min_branches: the fewest branches that the loss can work with.
         normalizer: the advantage normaliser that is part of the algorithm's definition; None leaves the choice to
             `advantage.normalizer`.
@@ -52,6 +54,7 @@ class Algorithm(ABC, Generic[Batch]):
     takes_trajectories: ClassVar[bool] = False
     needs_log_prob: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = False
+    accumulates: ClassVar[int | Literal["all"]] = 1
     min_branches: ClassVar[int] = 1
     normalizer: ClassVar[type[Normalizer] | None] = None
 
@@ -61,6 +64,13 @@ class Algorithm(ABC, Generic[Batch]):
             raise ValueError(f"{why}: algorithm.branches must be at least {self.min_branches}")
         if not 0 <= self.discount <= 1:
             raise ValueError("algorithm.discount must be in 0 … 1")
+
+    def own_normalizer(self) -> Normalizer | None:
+        """Build the normaliser with the settings that are part of the algorithm's definition.
+
+        None takes those of the section `advantage`.
+        """
+        return None
 
     @abstractmethod
     def loss(self, batch: Batch) -> LossOutput:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sdpo.method.algorithms.base import Algorithm, check_clip_range, check_positive
 from sdpo.method.lazy_torch import torch
@@ -53,16 +53,19 @@ def clipped_ratio_loss(
 
 @dataclass(frozen=True)
 class DDPO(Algorithm[StepBatch]):
-    """`clipped_ratio_loss` on the final image's reward; the defaults are the published setting.
+    """`clipped_ratio_loss` on the final image's reward; the defaults are those of the authors' code, ddpo-pytorch.
 
-    The paper samples single trajectories, `branches: 1`; here two share a prompt, as in the algorithms that DDPO is
-    compared with.
+    It samples single trajectories, normalises rewards by each prompt's last returns (`advantage.normalizer: stepwise`),
+    and averages the gradients of all steps before an optimizer step.
 
     Attributes:
         clip_range: ε, the clip range of the ratio; 0 switches clipping off.
         advantage_clip: the largest |A|.
     """
 
+    accumulates: ClassVar[int | Literal["all"]] = "all"
+
+    branches: int = 1
     clip_range: float = 1e-4
     advantage_clip: float = 5.0
 

@@ -1,7 +1,8 @@
-"""REBEL (Gao et al. 2024, arXiv 2404.16767) and its proximal variant PRDP (Deng et al. 2024, arXiv 2402.08714).
+"""REBEL (Gao et al. 2024, arXiv 2404.16767), with an option that clips log-ratios as PRDP does.
 
-Both regress the difference of two trajectories' rewards on the difference of their log-probabilities. The square
-couples all steps of a trajectory; the update still needs the memory of one step only (`loop/policy_update.py`).
+It regresses the difference of two trajectories' rewards on the difference of their log-ratios to the policy that
+sampled. The square couples all steps of a trajectory; the update still needs the memory of one step only
+(`loop/policy_update.py`).
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def regression_loss(
 
 @dataclass(frozen=True)
 class REBEL(Algorithm[TrajectoryBatch]):
-    """`regression_loss` on the final image's reward, without clipping.
+    """`regression_loss` on the final image's reward; the default does not clip, as published.
 
     Attributes:
         log_ratio_scale: η, positive: the log-ratio difference is divided by this.
@@ -92,10 +93,3 @@ class REBEL(Algorithm[TrajectoryBatch]):
             log_ratio_scale=self.log_ratio_scale,
             clip_range=self.clip_range,
         )
-
-
-@dataclass(frozen=True)
-class PRDP(REBEL):
-    """REBEL with proximal clipping of every step's log-ratio, at the published range."""
-
-    clip_range: float = 1e-4

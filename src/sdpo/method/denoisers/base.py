@@ -80,12 +80,16 @@ class Denoiser(ABC):
     Attributes:
         timesteps: the timesteps that the network is given, in sampling order, int64 or float32 [T].
         stochastic: which steps are random, bool [T]; the last one may be deterministic.
+        std: the standard deviation of each step, float32 [T]; 0 where the step is deterministic.
         initial_scale: the factor that turns standard normal noise into x_0.
+        step_length: Δ of each step, float32 [T], where the step's variance is s(σ)² Δ; None for other forms of noise.
     """
 
     timesteps: Tensor
     stochastic: Tensor
+    std: Tensor
     initial_scale: float = 1.0
+    step_length: Tensor | None = None
 
     @property
     def num_steps(self) -> int:

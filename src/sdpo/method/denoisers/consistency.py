@@ -51,6 +51,7 @@ class Consistency(Denoiser):
         # One row per step: √ᾱ_t, √(1−ᾱ_t), c_skip, c_out, √ᾱ_next, √(1−ᾱ_next).
         rows = [alpha.sqrt(), (1 - alpha).sqrt(), skip, out, following.sqrt(), (1 - following).sqrt()]
         self._coefficients = torch.stack(rows, dim=1).float().to(device)
+        self.std = self._coefficients[:, -1]
 
     def transition(self, latents: Tensor, output: Tensor, step_index: Tensor) -> Transition:
         """Compute the transition at each sample's own step, in float32; see `Denoiser.transition`."""

@@ -107,6 +107,7 @@ class ScheduledDDIM(Denoiser):
         # One row per step: √ᾱ_t, √(1−ᾱ_t), √ᾱ_prev, √(1−ᾱ_prev−σ²), σ.
         rows = torch.stack([alpha.sqrt(), (1 - alpha).sqrt(), alpha_previous.sqrt(), direction, std], dim=1)
         self._coefficients = rows.float().to(device)
+        self.std = self._coefficients[:, -1]
 
     def transition(self, latents: Tensor, output: Tensor, step_index: Tensor) -> Transition:
         """Compute the transition at each sample's own step, in float32; see `Denoiser.transition`."""

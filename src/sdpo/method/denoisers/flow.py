@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from sdpo.method.denoisers.base import Denoiser, Transition
 
-Form = Literal["preserving", "flow_grpo"]
+Form = Literal["preserving", "flow_grpo", "flow_sde"]
 
 
 class _Interpolation(Denoiser):
@@ -20,6 +20,7 @@ class _Interpolation(Denoiser):
         self.stochastic = (rows[-1] > 0).to(device)
         # One row per step: x̂ = p x + q out, mean = a x + b out, and std; columns p, q, a, b, std.
         self._coefficients = torch.stack(rows, dim=1).float().to(device)
+        self.std = self._coefficients[:, -1]
 
     def transition(self, latents: Tensor, output: Tensor, step_index: Tensor) -> Transition:
         """Compute the transition at each sample's own step, in float32; see `Denoiser.transition`."""
@@ -33,31 +34,34 @@ class _Interpolation(Denoiser):
 class RectifiedFlow(_Interpolation):
     """Steps of x_σ = (1−σ) x̂ + σ ε (Liu et al. 2023, arXiv 2209.03003) from the velocity v = ε − x̂.
 
-    x̂ = x − σ v and ε̂ = x + (1−σ) v; with σ' the next σ, every step is N((1−σ') x̂ + κ ε̂, s²). η = 0 is κ = σ' and
-    s = 0, Euler's step x + (σ' − σ) v. Two forms have noise:
+    x̂ = x − σ v and ε̂ = x + (1−σ) v; with σ' the next σ and Δ = σ − σ', every step is N((1−σ') x̂ + κ ε̂, s²). η = 0 is
+    κ = σ' and s = 0, Euler's step x − Δ v. Three forms have noise:
 
     `preserving` (the default): s = η σ' and κ = √(σ'² − s²). Whatever the step's length, x_{i+1} then holds noise of
     exactly the level σ' that the network is given. η = 1 is the jump to x̂ with fresh noise. The idea is that of
     Wang & Yu 2025, arXiv 2509.05952, who write the share of the noise as sin(π/2 η).
 
-    `flow_grpo` (Liu et al. 2025, arXiv 2505.05470): dx = [v − ½ s(σ)² ∇log p(x)] dσ + s(σ) dw has the marginals of the
-    flow for any s(σ). With the score ∇log p = −ε̂/σ, their s(σ) = η √(σ/(1−σ)) and one Euler–Maruyama step of length
-    Δ = σ − σ' downwards: mean = x − Δ v − Δ s(σ)²/(2σ) ε̂, so that κ = σ' − Δ η²/(2(1−σ)), and s² = Δ η² σ/(1−σ).
-    Where this overshoots (κ < 0, which is always so at σ = 1 and at σ' = 0) the equation is solved exactly for fixed x̂:
-    d(σε) = (1/σ + η²/(2σ(1−σ))) (σε) dσ + s(σ) dw gives κ = ρ σ' and s = σ' √(1 − ρ²), where
-    ρ = [σ'(1−σ) / (σ(1−σ'))]^{η²/2} is 0 at σ = 1.
+    `flow_grpo` (Liu et al. 2025, arXiv 2505.05470, as their code has it): dx = [v − ½ s(σ)² ∇log p(x)] dσ + s(σ) dw
+    has the marginals of the flow for any s(σ). With the score ∇log p = −ε̂/σ and s(σ) = η √(σ/(1−σ)), one
+    Euler–Maruyama step has κ = σ' − Δ s(σ)²/(2σ) and variance Δ s(σ)². At σ = 1, where s is infinite, 1 − σ is replaced
+    by 1 − σ_1 with the schedule's second σ. The step to σ' = 0 has noise too; the image is decoded from its x̂. Their
+    training leaves that step out, as `train.first_steps` of T − 1 does.
 
-    In both forms the step to σ' = 0 returns x̂ itself, without noise or density; a step from σ = 1 is not special.
+    `flow_sde`: the same equation, but where Euler–Maruyama overshoots (κ < 0 without the replacement, which is always
+    so at σ = 1 and at σ' = 0) it is solved exactly for fixed x̂: d(σε) = (1/σ + η²/(2σ(1−σ))) (σε) dσ + s(σ) dw gives
+    κ = ρ σ' and s = σ' √(1 − ρ²), where ρ = [σ'(1−σ) / (σ(1−σ'))]^{η²/2} is 0 at σ = 1.
+
+    In `preserving` and `flow_sde` the step to σ' = 0 returns x̂ itself, without noise or density.
     With few, long steps, Euler–Maruyama adds more noise than it removes: four steps of a schedule shifted by 3 at
     η = 0.7 leave a noise of 0.90 where the network is given 0.75. `preserving` is therefore the default. It is meant
     for few steps: at hundreds of steps, where x̂ is a mean and not a sample, renewing a fixed share of the noise in each
-    step loses variance, and `flow_grpo` converges.
+    step loses variance, and the other two converge.
 
     Args:
         sigmas: σ at the start of every step, and the final 0, float [T+1], decreasing from at most 1.
         timesteps: the timestep that the network is given at each step, [T].
         eta: η, the level of the noise, in 0 … 1.
-        form: the form of the noise, `preserving` or `flow_grpo`.
+        form: the form of the noise.
         device: the device of the coefficients.
 
     Raises:
@@ -81,8 +85,11 @@ class RectifiedFlow(_Interpolation):
             kept, std = following * (1 - eta**2) ** 0.5, following * eta
         elif form == "flow_grpo":
             kept, std = _flow_grpo(sigma, following, eta)
+            self.step_length = (sigma - following).float().to(device)
+        elif form == "flow_sde":
+            kept, std = _flow_sde(sigma, following, eta)
         else:
-            raise ValueError(f"form must be preserving or flow_grpo, got {form!r}")
+            raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
         mean_of_x = 1 - following + kept
         mean_of_output = kept * (1 - sigma) - sigma * (1 - following)
         super().__init__(timesteps, [torch.ones_like(sigma), -sigma, mean_of_x, mean_of_output, std], device)
@@ -124,6 +131,14 @@ def _check_eta(eta: float) -> None:
 
 
 def _flow_grpo(sigma: Tensor, following: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+    """κ and s of each step, both [T], as the code of Flow-GRPO has them."""
+    step = sigma - following
+    remaining = 1 - torch.where(sigma == 1, following[0], sigma)
+    squared = eta**2 * sigma / remaining  # s(σ)²
+    return following - step * squared / (2 * sigma), (squared * step).sqrt()
+
+
+def _flow_sde(sigma: Tensor, following: Tensor, eta: float) -> tuple[Tensor, Tensor]:
     """κ and s of each step, both [T]: Euler–Maruyama, or the exact solution where Euler–Maruyama overshoots."""
     step = sigma - following
     kept = following - step * eta**2 / (2 * (1 - sigma))  # at σ = 1: −∞, and NaN without noise

@@ -67,7 +67,7 @@ def test_the_commands_mean_these_runs(tmp_path: Path) -> None:
     shutil.copytree(RESULTS / "runs", tmp_path / "runs")
     shutil.copytree(RESULTS / "learning-rates" / "runs", tmp_path / "learning-rates" / "runs")
     common = ["rewards={colorfulness: 1.0}", *re.search('common="(.*)"', SCRIPT)[1].split()]  # type: ignore[index]
-    rates, compared = (re.findall(r"evaluate\.[\w.]+=\d+", part) for part in SCRIPT.split("# 2."))
+    rates, compared = (re.findall(r"evaluate\.\w+=[\d.]+", part) for part in SCRIPT.split("# 2."))
     planned = plan_runs("emoji", [*common, *compared], NAMES, 3, 42, tmp_path, RESULTS / "settings.yaml")
     file = RESULTS / "learning-rates.yaml"
     planned += plan_runs("emoji", [*common, *rates], names_with_rates(), 1, 41, tmp_path / "learning-rates", file)

@@ -43,6 +43,7 @@ def trajectory_batch(
         old_log_prob=torch.zeros_like(values),
         advantage=torch.tensor(advantage, dtype=torch.float64),
         mask=torch.ones(steps) if mask is None else torch.tensor(mask),
+        reference_log_prob=torch.zeros_like(values),
     )
 
 
@@ -89,7 +90,7 @@ def test_ddpo_takes_single_trajectories_and_clipping_can_be_off() -> None:
 def test_d3po_by_hand() -> None:
     # The second branch is the better one: its margin is (0.2 − 0.1) − (0.5 − 0.1) = −0.3.
     batch = step_batch([[0.5, 0.2]], [[0.0, 1.0]], reference=[[0.1, 0.1]])
-    output = D3PO(beta=2.0).loss(batch)
+    output = D3PO(beta=2.0, clip_range=0).loss(batch)
     assert output.loss.item() == pytest.approx(math.log(1 + math.exp(0.6)))
     slope = 2.0 / (1 + math.exp(-0.6))  # β σ(−β margin), towards the better branch
     assert close(gradient(output, batch), [[slope, -slope]])
@@ -108,7 +109,7 @@ def test_d3po_does_not_care_which_branch_is_named_first() -> None:
 
 def test_d3po_learns_nothing_from_a_tie() -> None:
     batch = step_batch([[0.5, 0.2], [0.5, 0.2]], [[1.0, 1.0], [1.0, 2.0]])
-    output = D3PO().loss(batch)
+    output = D3PO(clip_range=0).loss(batch)
     found = gradient(output, batch)
     assert close(found[0], [0.0, 0.0]) and (found[1] != 0).all()
 
@@ -127,25 +128,40 @@ def test_rebel_by_hand() -> None:
 
 
 @pytest.mark.parametrize("algorithm", [REBEL(), PRDP()])
-def test_equal_rewards_have_no_gradient_on_policy(algorithm: REBEL) -> None:
+def test_equal_rewards_have_no_gradient_on_policy(algorithm: REBEL | PRDP) -> None:
     batch = trajectory_batch([[[0.0] * 3] * 2] * 4, [[0.7, 0.7]] * 4)
     output = algorithm.loss(batch)
     assert output.loss == 0 and (gradient(output, batch) == 0).all()
 
 
-def test_prdp_clips_each_step_and_the_larger_error_counts() -> None:
+@pytest.mark.parametrize("algorithm", [REBEL(clip_range=0.1), PRDP(clip_range=0.1)])
+def test_each_step_is_clipped_and_the_larger_error_counts(algorithm: REBEL | PRDP) -> None:
+    """The policy that sampled is the base model here, so that both algorithms are the same."""
     # ρ = (0.3, 0.05) and 0: Δ = 0.35, clipped at 0.1 per step 0.15. Towards a target of 1 the clipped error is larger.
     batch = trajectory_batch([[[0.3, 0.05], [0.0, 0.0]]], [[1.0, 0.0]])
-    output = PRDP(clip_range=0.1).loss(batch)
+    output = algorithm.loss(batch)
     assert output.loss.item() == pytest.approx((0.15 - 1) ** 2)
     slope = 2 * (0.15 - 1)  # the step beyond the range has no gradient
     assert close(gradient(output, batch), [[[0.0, slope], [-slope, -slope]]])
     assert output.metrics["clip_fraction"] == 1
     # Away from a target of −1 the unclipped error is larger, and pulls everything back.
     batch = trajectory_batch([[[0.3, 0.05], [0.0, 0.0]]], [[-1.0, 0.0]])
-    output = PRDP(clip_range=0.1).loss(batch)
+    output = algorithm.loss(batch)
     assert output.loss.item() == pytest.approx(1.35**2)
     assert close(gradient(output, batch), [[[2.7, 2.7], [-2.7, -2.7]]])
+
+
+def test_prdp_regresses_on_the_ratio_to_the_base_model_and_clips_around_the_last_policy() -> None:
+    # The last policy is 0.5 above the base model at the first step of the first branch, the present one 0.7.
+    batch = trajectory_batch([[[0.7, 0.0], [0.0, 0.0]]], [[0.5, 0.0]])
+    batch.old_log_prob[0, 0, 0] = 0.5
+    # Unclipped 0.7 − 0.5 = 0.2; clipped to 0.5 + 0.1: 0.6 − 0.5 = 0.1. The larger error is the unclipped one.
+    output = PRDP(clip_range=0.1).loss(batch)
+    assert output.loss.item() == pytest.approx(0.04)
+    assert output.metrics["log_ratio_to_reference"].item() == pytest.approx(0.7 / 4)
+    assert output.metrics["approx_kl"].item() == pytest.approx(0.2**2 / 2 / 4)
+    # REBEL measures from the last policy: 0.2 − 0.5.
+    assert REBEL().loss(batch).loss.item() == pytest.approx(0.09)
 
 
 def test_steps_that_are_masked_do_not_count() -> None:

@@ -14,7 +14,7 @@ from sdpo.method.denoisers.flow import Form
 
 SIGMAS = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0])  # four steps of a schedule shifted by 3
 ANGLES = torch.tensor([1.5708, 1.3, 0.6, 0.0])
-FORMS: tuple[Form, ...] = ("preserving", "flow_grpo")
+FORMS: tuple[Form, ...] = ("preserving", "flow_sde")
 
 
 def rectified(eta: float, form: Form = "preserving", sigmas: Tensor = SIGMAS) -> RectifiedFlow:
@@ -52,10 +52,10 @@ def test_preserving_by_hand(latent: tuple[Tensor, Tensor]) -> None:
     torch.testing.assert_close(step.std, 0.6 * SIGMAS[1:])
 
 
-def test_flow_grpo_is_the_published_step(latent: tuple[Tensor, Tensor]) -> None:
+def test_flow_sde_is_the_published_step(latent: tuple[Tensor, Tensor]) -> None:
     """Equation 9 of arXiv 2505.05470, with dt = σ' − σ below 0."""
     x, v = latent
-    step = every_step(rectified(0.7, "flow_grpo"), x, v)
+    step = every_step(rectified(0.7, "flow_sde"), x, v)
     for i in (1, 2):
         t, dt = SIGMAS[i].item(), (SIGMAS[i + 1] - SIGMAS[i]).item()
         s = 0.7 * math.sqrt(t / (1 - t))
@@ -63,9 +63,9 @@ def test_flow_grpo_is_the_published_step(latent: tuple[Tensor, Tensor]) -> None:
         assert step.std[i].item() == pytest.approx(s * math.sqrt(-dt))
 
 
-def test_flow_grpo_where_euler_maruyama_overshoots_is_the_exact_solution() -> None:
+def test_flow_sde_where_euler_maruyama_overshoots_is_the_exact_solution() -> None:
     """One long step at η = 1 from σ = 0.95 to 0.5, against many short Euler–Maruyama steps with x̂ held at 0."""
-    denoiser = rectified(1.0, "flow_grpo", torch.tensor([0.95, 0.5, 0.0]))
+    denoiser = rectified(1.0, "flow_sde", torch.tensor([0.95, 0.5, 0.0]))
     step = every_step(denoiser, torch.ones(1, 1, 1), torch.full((1, 1, 1), 1 / 0.95))  # x̂ = 0
     grid = torch.linspace(0.95, 0.5, 20001, dtype=torch.float64)
     mean, variance = 1.0, 0.0
@@ -88,7 +88,7 @@ def test_first_and_last_step_are_exact(form: Form, latent: tuple[Tensor, Tensor]
     close = every_step(rectified(0.7, form, torch.tensor([1 - 1e-12, *SIGMAS[1:]], dtype=torch.float64)), x, v)
     torch.testing.assert_close(step.mean[0], close.mean[0], atol=1e-2, rtol=0)
     assert step.std[0].item() == pytest.approx(close.std[0].item(), abs=1e-3)
-    if form == "flow_grpo":
+    if form == "flow_sde":
         assert step.std[0].item() == pytest.approx(0.9)
         torch.testing.assert_close(step.mean[0], 0.1 * (x - v), atol=1e-6, rtol=0)
     log_prob = gaussian.log_prob(step.mean + 1, step.mean, step.std)
@@ -111,7 +111,7 @@ def noise_left(denoiser: RectifiedFlow, sigma: float, step: int) -> float:
 def test_preserving_keeps_the_level_of_noise_and_few_steps_of_flow_grpo_do_not() -> None:
     for i in range(4):
         assert noise_left(rectified(0.7), SIGMAS[i].item(), i) == pytest.approx(SIGMAS[i + 1].item(), abs=1e-6)
-    assert noise_left(rectified(0.7, "flow_grpo"), 0.9, 1) == pytest.approx(0.90, abs=0.005)  # 0.75 belongs there
+    assert noise_left(rectified(0.7, "flow_sde"), 0.9, 1) == pytest.approx(0.90, abs=0.005)  # 0.75 belongs there
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -130,7 +130,7 @@ def test_marginals_at_few_and_many_steps(form: Form) -> None:
     # Long steps fall short in any form, where x̂ is the mean. Many short ones of `preserving` still do: each renews a
     # fixed share of the noise, however short it is.
     assert error(2) == pytest.approx(0.3)
-    assert error(400) < 1e-3 if form == "flow_grpo" else 0.03 < error(400) < 0.05
+    assert error(400) < 1e-3 if form == "flow_sde" else 0.03 < error(400) < 0.05
 
 
 def test_trigflow_by_hand(latent: tuple[Tensor, Tensor]) -> None:

@@ -73,6 +73,7 @@ class Trainer:
         with lock:  # another process that trains here is reported before the models are loaded
             check_format(run)
             self.parts: Parts = build(self.config, processes, given=given, sharding=sharding, clock=clock)
+        self.config = self.parts.config
         self.session = Session(self.parts, run, lock)
 
     def train(self) -> Path:

@@ -20,6 +20,8 @@ from sdpo.assembly.model import (
     make_trainable,
     matrix_precision,
     warn_of_truncated,
+    with_own_dtype,
+    with_own_guidance,
 )
 from sdpo.assembly.model_parts import ModelParts
 from sdpo.assembly.parts import Parts
@@ -61,8 +63,10 @@ def build_model(
         UserError: if the model cannot be loaded.
     """
     device = processes.device
+    config = with_own_dtype(config, device)
     backbone = load_model(config, device) if backbone is None else backbone
-    policy = Policy(backbone, config.sample.guidance_scale, compute_dtype(config, device))
+    config = with_own_guidance(config, backbone)
+    policy = Policy(backbone, backbone.guidance_scale(config.sample.guidance_scale), compute_dtype(config, device))
     embeddings = encode_prompts(config, backbone, prompts)
     return ModelParts(config, processes, backbone, policy, embeddings, decode_batch(config, backbone.image_size))
 
@@ -96,7 +100,9 @@ def build(
     lists = prompt_lists(config, prompts)
     if (cut := lists.describe_cut(config.evaluate.max_prompts)) and processes.is_main:
         logger.warning("%s", cut)
+    config = with_own_dtype(config, processes.device)
     backbone = _trainable_backbone(config, processes, given, sharding)
+    config = with_own_guidance(config, backbone)
     denoiser = _training_schedule(config, backbone)
     if (quiet := describe_quiet_steps(config, denoiser)) and processes.is_main:
         logger.warning("%s", quiet)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sdpo.backbones import PipelineBackbone, load_backbone, origin, wrap_pipeline
+from sdpo.backbones import PipelineBackbone, load_backbone, origin, own_dtype, wrap_pipeline
 from sdpo.config import Config
 from sdpo.config.sections import NO_IMPORTS, ModelConfig
 from sdpo.distributed.launch import loading_everywhere
@@ -24,11 +24,35 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _EXAMPLE = 60  # characters of a prompt in a message
 
 
+def with_own_dtype(config: Config, device: torch.device) -> Config:
+    """The configuration with `model.dtype` in place of null: the family's own type on a GPU, float32 on a CPU.
+
+    Raises:
+        UserError: if the model cannot be found, or is of no supported class.
+    """
+    model = config.model
+    if model.dtype is not None:
+        return config
+    dtype = "float32" if device.type == "cpu" else own_dtype(model.path, model.revision)
+    return config.model_copy(update={"model": model.model_copy(update={"dtype": dtype})})
+
+
+def with_own_guidance(config: Config, backbone: PipelineBackbone) -> Config:
+    """The configuration with `sample.guidance_scale` in place of null: what the model's authors publish."""
+    scale = backbone.guidance_scale(config.sample.guidance_scale)
+    return config.model_copy(update={"sample": config.sample.model_copy(update={"guidance_scale": scale})})
+
+
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
-    """The type that the network computes in: `model.dtype`, but float32 where a CPU would have to run float16."""
-    if config.model.dtype == "float16" and device.type == "cpu":
-        return torch.float32
-    return DTYPES[config.model.dtype]
+    """The type that the network computes in: `model.dtype`, but float32 where a CPU would have to run float16.
+
+    Args:
+        config: a configuration from `with_own_dtype`.
+        device: the device that the network computes on.
+    """
+    dtype = config.model.dtype
+    assert dtype is not None, "with_own_dtype comes first"
+    return torch.float32 if dtype == "float16" and device.type == "cpu" else DTYPES[dtype]
 
 
 def describe_pipeline(model: ModelConfig, pipeline: Any) -> dict[str, Any]:
@@ -61,6 +85,7 @@ def load_model(
         UserError: if the model cannot be loaded, is of no supported class, or lacks the form of noise that
             `sample.noise_form` names.
     """
+    config = with_own_dtype(config, device)
     model, dtype = config.model, compute_dtype(config, device)
     changes: dict[str, Any] = dict(
         size=(model.height, model.width),
@@ -69,7 +94,7 @@ def load_model(
         noise_form=config.sample.noise_form,
     )
     if pipeline is not None:
-        if dtype != DTYPES[model.dtype]:
+        if dtype != DTYPES[str(model.dtype)]:
             pipeline.to(dtype=dtype)
         return wrap_pipeline(pipeline, place or device, **changes)
     if model.path == IN_PYTHON:

@@ -52,5 +52,4 @@ class ModelParts:
 
     def conditions(self, sampler: Sampler) -> Conditions:
         """The conditions of an evaluation by a sampler."""
-        dtype = str(self.policy.dtype).removeprefix("torch.")
-        return conditions_of(self.config, self.backbone, sampler, dtype)
+        return conditions_of(self.config, self.policy, sampler)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from sdpo.backbones import lora
+from sdpo.backbones.embedded import EMBEDDED, is_embedded
+from sdpo.backbones.family_settings import Dtype, family_dtype
 from sdpo.backbones.loaded import cached_folder, check_components_loaded, check_has_values
 from sdpo.backbones.model_index import can_only_be_local, check_components, read_index
 from sdpo.backbones.pipeline import PipelineBackbone
@@ -19,7 +21,6 @@ from sdpo.errors import UserError, cause
 from sdpo.method.denoisers.flow import Form
 from sdpo.system.torchvision import check_torchvision
 
-EMBEDDED = {"emoji": Path(__file__).parents[1] / "assets" / "emoji" / "model"}
 """Directories of the models that come with the package, by name."""
 
 FAMILIES = {
@@ -74,6 +75,28 @@ def pipeline_index(directory: Path) -> dict[str, Any]:
         UserError: if the file is missing or damaged; the message lists the supported pipeline classes.
     """
     return read_index(directory, _supported())
+
+
+def own_dtype(path: str, revision: str = "main") -> Dtype:
+    """The type in which the authors of a model run its weights on a GPU; reads the model's index, not its weights.
+
+    Args:
+        path: an embedded model's name, a directory with a `model_index.json`, or a name on the hub.
+        revision: branch, tag or commit of the hub repository.
+
+    Raises:
+        UserError: if the model cannot be found, reached or read, or its pipeline class is not supported.
+    """
+    local = check_path(path)
+    from diffusers import DiffusionPipeline
+
+    try:
+        index = DiffusionPipeline.load_config(str(local or path), revision=revision, local_files_only=local is not None)
+    except Exception as error:  # the hub and damaged files raise errors of many classes
+        raise UserError(_loading_failed(path, revision, local is not None, error)) from error
+    name = str(index["_class_name"])
+    _check_class(name, path)
+    return family_dtype(name, is_embedded(path))
 
 
 def load_backbone(

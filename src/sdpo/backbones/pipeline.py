@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdpo.backbones.base import Guidance
+from sdpo.backbones.family_settings import FamilySettings, family_settings
 from sdpo.backbones.saving import SavableBackbone
 from sdpo.errors import UserError
 from sdpo.method.denoisers.flow import Form
@@ -86,6 +87,15 @@ class PipelineBackbone(SavableBackbone):
         settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
         plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
         return {"class": type(scheduler).__name__, **plain}
+
+    @property
+    def own_settings(self) -> FamilySettings:
+        """The settings that the model's authors publish."""
+        return family_settings(self.pipeline)
+
+    def guidance_scale(self, setting: float | None) -> float:
+        """The guidance scale that a setting means, where None is the model's own."""
+        return self.own_settings.guidance_scale if setting is None else setting
 
     @property
     def noise_dtype(self) -> torch.dtype:

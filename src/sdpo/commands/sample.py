@@ -65,7 +65,7 @@ def sample_target(target: str, prompt: str, steps: int, seed: int, compare: bool
     with matrix_precision(config.model.tf32):
         for backbone in models:
             backbone.denoiser(steps, config.sample.eta)  # rejects impossible numbers of steps with a message
-            images += backbone.generate([prompt], steps, [seed], config.sample.guidance_scale)
+            images += backbone.generate([prompt], steps, [seed], backbone.guidance_scale(config.sample.guidance_scale))
     sheet = Image.new("RGB", (sum(image.width for image in images), images[0].height))
     for column, image in enumerate(images):
         sheet.paste(image, (column * images[0].width, 0))

@@ -28,6 +28,8 @@ RESUMABLE = (
 )
 """Sections and settings that may change when a run is resumed: none changes what the next epoch computes."""
 
+_OWN = ("model.dtype", "sample.guidance_scale")  # null until the model is known: then it is the model's own
+
 _NOT_SET = "(not set)"
 
 
@@ -85,7 +87,8 @@ def differences(
 
     A setting that one of them lacks has its default there, as it was added since; without a default it is `(not set)`.
     Settings that only one of two algorithms has are left out. Two objects of different classes, such as credit rules,
-    differ as a whole.
+    differ as a whole. A null that stands for the model's own value differs from nothing, as that value is not known
+    here.
 
     Args:
         first: a configuration, as `config.yaml` holds it.
@@ -105,7 +108,7 @@ def _differences(
     for key in first.keys() & second.keys() if prefix == "algorithm." else first.keys() | second.keys():
         name, default = f"{prefix}{key}", defaults.get(key, _NOT_SET) if isinstance(defaults, dict) else _NOT_SET
         one, other = first.get(key, default), second.get(key, default)
-        if name in ignored:
+        if name in ignored or (name in _OWN and None in (one, other)):
             continue
         if isinstance(one, Mapping) and isinstance(other, Mapping) and not _is_whole(key, prefix, one, other):
             yield from _differences(one, other, ignored, f"{name}.", default)

@@ -42,6 +42,7 @@ class FuseLoraConfig(Section):
 class ModelConfig(Section):
     """The model, the precision of its frozen weights, and how its network runs.
 
+    `dtype`: null is the type that the model's authors publish on a GPU, and float32 on a CPU.
     `scheduler`: `name` of a diffusers scheduler, and settings, that replace the model's own. `fuse_lora`: a LoRA that
     is merged before training, such as one that makes a few-step model; the trained LoRA is added on top.
     `text_encoders`: where the text encoders go once all prompts are encoded. `quantize`: the frozen network's linear
@@ -52,7 +53,7 @@ class ModelConfig(Section):
     path: str = "emoji"
     revision: str = "main"
     variant: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     height: Positive | None = None
     width: Positive | None = None
     scheduler: dict[str, Any] | None = None
@@ -122,6 +123,7 @@ class AdvantageConfig(Section):
 class SampleConfig(Section):
     """The trajectories of an epoch; the numbers count over all processes.
 
+    `guidance_scale`: 1 is none; null is what the model's authors publish.
     `micro_batch`: groups per network call of one process; affects speed and memory only. In half precision set it to
     the same value as `train.micro_batch`. `noise_form`: how a flow model's steps get their noise, and `eta`: the level
     of that noise, both defined in `method/denoisers/flow.py`. `shared_noise`: whether the branches of a group begin at
@@ -131,7 +133,7 @@ class SampleConfig(Section):
 
     num_steps: Positive = 50
     prompts_per_epoch: Annotated[int, Field(ge=1, le=10**6)] = 128
-    guidance_scale: Annotated[float, Field(ge=1)] = 1.0
+    guidance_scale: Annotated[float, Field(ge=1)] | None = None
     eta: Fraction = 1.0
     noise_form: Literal["preserving", "flow_grpo", "flow_sde"] = "preserving"
     micro_batch: MicroBatch = "auto"

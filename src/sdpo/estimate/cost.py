@@ -39,7 +39,7 @@ def epoch_cost(config: Config) -> EpochCost:
     sample, algorithm, random_end = config.sample, config.build_algorithm(), ends_random(config)
     plan, steps = algorithm.reward_plan, visits(config, random_end)
     trajectories = sample.prompts_per_epoch * algorithm.branches
-    guidance = 2 if sample.guidance_scale != 1 and not model_facts(config.model.path).embeds_guidance else 1
+    guidance = 2 if sample.guidance_scale not in (None, 1) and not model_facts(config.model.path).embeds_guidance else 1
     # At the first step, which all branches of a group have in common, one evaluation or query serves the group.
     shared = trajectories - sample.prompts_per_epoch if first_step_is_shared(config, random_end) else 0
     queries = plan.max_queries(sample.num_steps) * trajectories

@@ -51,7 +51,7 @@ def evaluation_cost(config: Config, prompts: PromptLists, full: bool) -> Evaluat
         others = len(prompts.unseen) * each
         both = len(prompts.evaluated) * evaluate.images_between if evaluate.eta != config.sample.eta else 0
         scored, drawn = scored + others + both, drawn + others + both
-    guided = config.sample.guidance_scale != 1 and not model_facts(config.model.path).embeds_guidance
+    guided = config.sample.guidance_scale not in (None, 1) and not model_facts(config.model.path).embeds_guidance
     steps = sum(evaluate.steps)
     # The drift from the base model takes two evaluations at each step of some trajectories.
     drift = 2 * min(DRIFT_IMAGES, len(prompts.evaluated) * evaluate.monitored)

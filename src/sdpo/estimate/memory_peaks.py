@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from sdpo.assembly.micro_batches import decode_batch
+from sdpo.backbones import is_embedded
 from sdpo.config import Config
 from sdpo.estimate.memory import FLOAT32, Memory, estimate_memory, memory_knobs
 from sdpo.estimate.model_sizes import latent_shape, model_size
@@ -143,7 +146,10 @@ def _details(config: Config, size: ModelSize, processes: int) -> tuple[str, str,
 
 
 def _element_bytes(config: Config) -> int:
-    return FLOAT32 if config.model.dtype == "float32" else 2
+    dtype = config.model.dtype
+    if dtype is None and (not torch.cuda.is_available() or is_embedded(config.model.path)):
+        dtype = "float32"  # the model's own; on a GPU two bytes, but for LCM
+    return FLOAT32 if dtype == "float32" else 2
 
 
 def _trained(config: Config, size: ModelSize) -> int:
@@ -172,7 +178,7 @@ def _saved_by_quantisation(config: Config, size: ModelSize) -> int:
 
 def _samples(config: Config, size: ModelSize) -> int:
     """Samples of one group in a network call; classifier-free guidance evaluates each twice."""
-    guided = config.sample.guidance_scale != 1 and not size.embeds_guidance
+    guided = config.sample.guidance_scale not in (None, 1) and not size.embeds_guidance
     return config.build_algorithm().branches * (2 if guided else 1)
 
 

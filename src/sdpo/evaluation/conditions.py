@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from sdpo.backbones import Backbone
 from sdpo.config.schema import Config
 from sdpo.evaluation.sampler import Sampler
+from sdpo.loop.policy import Policy
 
 _PACKAGES = ("sdpo", "torch", "diffusers", "transformers")
 
@@ -69,25 +69,24 @@ class Conditions:
         return cls(**{name.name: record[name.name] for name in dataclasses.fields(cls)})
 
 
-def conditions_of(config: Config, backbone: Backbone, sampler: Sampler, dtype: str) -> Conditions:
+def conditions_of(config: Config, policy: Policy, sampler: Sampler) -> Conditions:
     """The conditions of an evaluation.
 
     Args:
         config: the configuration of the run or model.
-        backbone: the model.
-        sampler: the sampler that draws the images.
-        dtype: the type that the network computes in.
+        policy: the policy that draws the images.
+        sampler: the sampler that draws them.
     """
-    model = config.model
+    model, backbone = config.model, policy.backbone
     own = sampler.eta is None
     return Conditions(
         sampler="own" if own else "training",
         eta=sampler.level(backbone),
         noise_form=None if own else config.sample.noise_form,
         scheduler=backbone.scheduler_settings,
-        guidance_scale=config.sample.guidance_scale,
+        guidance_scale=policy.guidance_scale,
         size=list(backbone.image_size),
-        dtype=dtype,
+        dtype=str(policy.dtype).removeprefix("torch."),
         model={
             "path": model.path,
             "revision": model.revision,

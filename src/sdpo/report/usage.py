@@ -34,7 +34,8 @@ def usage(run: Run) -> Usage:
     folder = run.directory.lora if lora else run.directory.model
     result = f"{run.name}/{folder.name}"
     sample = run.config.get("sample")
-    scale = sample.get("guidance_scale", 1.0) if isinstance(sample, Mapping) else 1.0
+    scale = sample.get("guidance_scale") if isinstance(sample, Mapping) else None
+    scale = 1.0 if scale is None else scale
     call = f'image = pipe("a prompt", num_inference_steps=4, guidance_scale={json.dumps(scale)}).images[0]'
     model = setting_name(run.config.get("model"), "path")
     code = [*(_load_lora(model, result) if lora else _load_pipeline(result)), call]

@@ -11,6 +11,7 @@ from sdpo.assembly import Parts, build
 from sdpo.assembly.model import matrix_precision
 from sdpo.assembly.rewards import load_rewards
 from sdpo.commands.doctor.batches import check_batches
+from sdpo.commands.doctor.family import check_family
 from sdpo.commands.doctor.finding import Finding
 from sdpo.commands.doctor.gradient import check_gradient
 from sdpo.commands.doctor.hub import check_hub, to_fetch
@@ -65,6 +66,7 @@ def _check_model(
     except Exception as error:  # the model's files, its libraries and the device have errors of many classes
         yield _failure("model", error)
         return None
+    yield from _findings(config, "family", partial(check_family, parts))
     yield from _findings(config, "precision", partial(check_precision, parts))
     yield from _findings(config, "memory", partial(check_memory, parts))
     return parts

@@ -28,7 +28,7 @@ def check_precision(parts: Parts) -> Iterator[Finding]:
     elif wrong:
         others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         yield Finding("precision", "FAIL", f"{wrong[0]}{others} not in float32: load the model in another model.dtype")
-    elif used != DTYPES[wanted]:
+    elif wanted is not None and used != DTYPES[wanted]:
         yield Finding("precision", "WARN", f"{text}: {wanted} is for GPUs. A run on a GPU will differ in rounding")
     elif used == torch.bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         yield Finding("precision", "WARN", f"{text}, which this GPU only emulates: use model.dtype=float16")

@@ -26,7 +26,8 @@ def describe_export(
     """
     height, width = written.backbone.image_size
     steps = max((s for s in config.evaluate.steps if s <= _FEW_STEPS), default=min(config.evaluate.steps))
-    arguments = written.backbone.call_arguments(steps, config.sample.guidance_scale)
+    guidance_scale = written.backbone.guidance_scale(config.sample.guidance_scale)
+    arguments = written.backbone.call_arguments(steps, guidance_scale)
     return Exported(
         name=name,
         address=address,
@@ -37,7 +38,7 @@ def describe_export(
         prompt=next((e.seen.prompts[0] for e in run.evaluations if e.seen.prompts), "a photo of a cat"),
         steps=steps,
         sampler=type(written.backbone.pipeline.scheduler).__name__,
-        guidance_scale=config.sample.guidance_scale,
+        guidance_scale=guidance_scale,
         arguments={"height": height, "width": width, **arguments},
         dtype=written.dtype,
         rounding=written.rounding,

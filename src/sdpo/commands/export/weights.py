@@ -154,7 +154,7 @@ def write_weights(
             backbone = _load_checkpointed(config, chosen.checkpoint, chosen.averaged)
             saved = backbone.save(Path(scratch))
         if to == "merged" and (config.lora is not None or dtype is not None):
-            dtype = dtype or config.model.dtype
+            dtype = dtype or config.model.dtype or "float32"
             difference = backbone.save_merged(place, DTYPES[dtype])
             return WrittenModel(backbone, name, None, dtype, None if config.lora is None else difference)
         if to == "comfyui":

@@ -18,7 +18,7 @@ def snippet(config: Config, exported: Exported) -> str:
         config: the run's configuration.
         exported: the folder's contents.
     """
-    lora, dtype = exported.weight_name is not None, _dtype(exported.dtype or config.model.dtype)
+    lora, dtype = exported.weight_name is not None, _dtype(exported.dtype or config.model.dtype or "float32")
     return "\n".join(
         [
             "import torch",

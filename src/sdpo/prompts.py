@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.errors import UserError
-from sdpo.system.log import is_main_process, logger
+from sdpo.system.log import is_main_process, warn_once
 
 _SETS = Path(__file__).parent / "assets" / "prompts"
 
@@ -96,15 +96,14 @@ def _from_txt(text: str, path: Path) -> list[Prompt]:
             prompts.append(Prompt(_checked(line.strip(), f"{path}:{number}")))
     if is_main_process() and path.parent != _SETS:
         if comments:
-            logger.warning(
-                "%s: %d of its lines begin with # and are skipped as comments; write a prompt that begins with # in a "
-                ".jsonl file",
-                *(path, comments),
+            warn_once(
+                f"{path}: {comments} of its lines begin with # and are skipped as comments; write a prompt that begins "
+                "with # in a .jsonl file"
             )
         if (joined := sum("\r" in prompt.text for prompt in prompts)) > 0:
-            logger.warning(
-                r"%s: %d of its prompts have \r inside, which ends no line: if it is meant to, save the file with \n",
-                *(path, joined),
+            warn_once(
+                rf"{path}: {joined} of its prompts have \r inside, which ends no line: if it is meant to, save the "
+                r"file with \n"
             )
     return prompts
 

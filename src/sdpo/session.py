@@ -74,7 +74,7 @@ class Session:
         self._store = CheckpointStore(run.checkpoints, config.checkpoint.keep_last, config.checkpoint.keep_best)
         self._metrics = MetricsFile(run.metrics)
         self._evaluations = EvaluationHistory(run, config.rewards, config.evaluate.monitored, is_main)
-        self._evaluation_costs = EvaluationCosts(parts.policy, parts.processes)
+        self._evaluation_costs = EvaluationCosts()
         self._rules = StoppingRules(config.stop_when)
         self._trackers = Trackers(config.trackers if is_main else [], run.path, config.model_dump())
         self._unsaved: Checkpoint | None = None  # the last epoch's, where `checkpoint.every` leaves it out

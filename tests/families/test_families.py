@@ -88,14 +88,14 @@ def test_log_ratio_on_policy_in_bfloat16(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "form"), [
     *((name, "preserving") for name in FAMILIES),
-    *((name, "flow_grpo") for name in FLOW_PIPELINES if name != "SanaSprintPipeline"),
+    *((name, form) for form in ("flow_grpo", "flow_sde") for name in FLOW_PIPELINES if name != "SanaSprintPipeline"),
 ])  # fmt: skip
 def test_samples_have_the_mean_and_std_of_their_log_prob(name: str, form: str) -> None:
     backbone, eta = wrapped(FAMILIES[name], noise_form=form), eta_of(name)
     policy = Policy(backbone)
     data = trajectories(policy, 3, eta, branches=16)
     denoiser = backbone.denoiser(3, eta)
-    ends_random = name in ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+    ends_random = name in ("StableDiffusionPipeline", "StableDiffusionXLPipeline") or form == "flow_grpo"
     assert denoiser.stochastic.tolist() == [True, True, ends_random]
     conditioning = PromptEmbeddings(backbone, PROMPTS).take(torch.tensor([0] * 16 + [1] * 16))
     for step in range(2 + ends_random):

@@ -48,7 +48,7 @@ def test_the_guidance_of_what_one_class_has_several_of() -> None:
     klein.pipeline.register_to_config(is_distilled=False)
     assert klein.guidance_scale(None) == 4.0
     plain = wrapped(stable_diffusion)
-    plain.network_config  # an SD UNet with LCM's guidance embedding is an LCM, whatever its pipeline's class
+    # An SD UNet with LCM's guidance embedding is an LCM, whatever its pipeline's class.
     plain.pipeline.unet.register_to_config(time_cond_proj_dim=32)
     assert plain.guidance_scale(None) == 8.0
 
@@ -111,3 +111,14 @@ def test_a_run_records_the_values_that_it_had(tmp_path: Path) -> None:
     assert trainer.parts.policy.guidance_scale == 8.0
     check_same_run(trainer.config, tmp_path / "run" / "config.yaml")
     assert differences(stored, config.model_dump(mode="json"), frozenset()) == {}, "null is the model's own"
+
+
+def test_the_doctor_warns_where_a_run_leaves_them(sdpo: Run, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    latent_consistency().save_pretrained(tmp_path / "lcm")
+    words = ["doctor", "emoji", f"model={{path: {tmp_path / 'lcm'}, height: {SIDE}, width: {SIDE}}}"]
+    words += ["rewards={colorfulness: 1}", "evaluate.judge=null", "lora.targets=null", "sample.num_steps=4"]
+    assert "family" not in sdpo(*words).stdout
+    left = sdpo(*words, "sample.guidance_scale=1", "sample.num_steps=20").stdout
+    assert "WARN  family" in left and "LCM: sample.guidance_scale is 1 (theirs: 8)" in left
+    assert "sample.num_steps is 20 (theirs: up to 8)" in left and "SimianLuo/LCM_Dreamshaper_v7" in left

@@ -37,9 +37,6 @@ class Ranks:
         self._broadcasts.append(value)
         return value
 
-    def mean(self, value: Tensor) -> Tensor:
-        return value
-
     def barrier(self) -> None:
         self._events.append("barrier")
 
@@ -183,7 +180,6 @@ class Run:
             normalizer=Stateful(),
             mix=Stateful(),
             precision=contextlib.nullcontext,
-            policy=SimpleNamespace(evaluations=0),
             drawing=lambda micro_batch: SimpleNamespace(sampler=None, conditions=lambda sampler: None),
             backbone=SimpleNamespace(device=torch.device("cpu"), save=self._save, start_digest=lambda: None),
         )

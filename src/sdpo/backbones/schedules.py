@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from sdpo.errors import UserError
 from sdpo.method.denoisers import Consistency, Denoiser, Schedule, ScheduledDDIM
 from sdpo.method.denoisers.ddim import trailing_schedule, trailing_timesteps
-from sdpo.system.log import logger
+from sdpo.system.log import warn_once
 
 EULER = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 SCHEDULERS = ("DDIMScheduler", *EULER, "LCMScheduler")
@@ -90,12 +89,7 @@ def check_start(scheduler: Any, timesteps: torch.Tensor, few_step: bool) -> None
     )
     if few_step:
         raise UserError(f"model.fuse_lora: {text}")
-    _warn_once(text)
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    logger.warning("%s", text)
+    warn_once(text)
 
 
 def replace_scheduler(pipeline: Any, settings: Mapping[str, Any]) -> None:

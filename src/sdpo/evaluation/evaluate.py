@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdpo.distributed.processes import Processes
 from sdpo.evaluation.conditions import Conditions
-from sdpo.evaluation.monitors import Monitors
+from sdpo.evaluation.monitors import DRIFT_IMAGES, Monitors
 from sdpo.evaluation.record import FloatArray, ImageScores
 from sdpo.evaluation.sampler import Sampler
 from sdpo.loop.divergence import check_images
@@ -61,11 +61,14 @@ class EvaluatedImages:
         scores: the scores of all images.
         tiles: the first images by number of steps, uint8 [n, H, W, 3].
         monitors: the monitors by name and number of steps; empty where none was asked for.
+        network_evaluations: the network evaluations of all processes, for one latent each, without those that a launch
+            repeats so that every process calls the network equally often.
     """
 
     scores: ImageScores
     tiles: dict[int, Tensor]
     monitors: dict[str, dict[int, float]]
+    network_evaluations: int = 0
 
 
 def evaluate(
@@ -123,7 +126,10 @@ def evaluate(
             for name, value in (monitors.finish(processes) if monitors else {}).items():
                 measured.setdefault(name, {})[count] = value
     found = ImageScores(images.texts[: images.scored], images.seeds[: images.scored], scores)
-    return EvaluatedImages(found, tiles, measured)
+    # The drift from the base model takes two more evaluations at each step of some trajectories.
+    trajectories = len(images.texts) + 2 * min(DRIFT_IMAGES, len(prompts) * monitored)
+    evaluations = trajectories * sum(steps) * (2 if drawing.policy.guided else 1)
+    return EvaluatedImages(found, tiles, measured, evaluations)
 
 
 def image_seeds(texts: Sequence[str]) -> list[int]:

@@ -103,16 +103,17 @@ class Evaluator:
             )
 
         seen = score(drawing, self.prompts, per_prompt, settings.monitored)
-        unseen = score(drawing, self.unseen, per_prompt).scores if full and self.unseen else None
+        parts = [seen]
+        unseen = score(drawing, self.unseen, per_prompt) if full and self.unseen else None
         other = None
         if full and drawing.training.level(backbone) != drawing.sampler.level(backbone):
             by_training = replace(drawing, sampler=drawing.training)
-            scores = score(by_training, self.prompts, settings.images_between).scores
-            other = Sampled(scores, drawing.conditions(drawing.training))
+            parts.append(score(by_training, self.prompts, settings.images_between))
+            other = Sampled(parts[-1].scores, drawing.conditions(drawing.training))
         record = Evaluation(
             epoch=epoch,
             seen=seen.scores,
-            unseen=unseen,
+            unseen=unseen.scores if unseen is not None else None,
             costs=dict(costs),
             judge=settings.judge,
             monitors=seen.monitors,
@@ -120,5 +121,6 @@ class Evaluator:
             conditions=drawing.conditions(drawing.sampler),
             weights=weights,
             training_sampler=other,
+            network_evaluations=sum(part.network_evaluations for part in [*parts, *([unseen] if unseen else [])]),
         )
         return record, seen.tiles

@@ -131,6 +131,8 @@ class Evaluation:
         weights: the weights that drew the images; None in records of earlier versions.
         training_sampler: the evaluated prompts' images as the training sampler draws them; None where the evaluation
             drew none, or that sampler is the evaluation's own.
+        network_evaluations: the network evaluations that the evaluation took, for one latent each; 0 in records of
+            earlier versions.
     """
 
     epoch: int
@@ -144,6 +146,7 @@ class Evaluation:
     conditions: Conditions | None = None
     weights: Weights | None = None
     training_sampler: Sampled | None = None
+    network_evaluations: int = 0
 
     @property
     def scored(self) -> tuple[int, int]:
@@ -165,6 +168,8 @@ class Evaluation:
             record["conditions"] = self.conditions.as_json()
         if self.weights is not None:
             record["weights"] = dataclasses.asdict(self.weights)
+        if self.network_evaluations:
+            record["network_evaluations"] = self.network_evaluations
         if self.training_sampler is not None:
             record["training_sampler"] = self.training_sampler.as_json()
         if self.unseen is not None:
@@ -202,6 +207,7 @@ class Evaluation:
             conditions=Conditions.from_json(conditions) if conditions else None,
             weights=Weights(**weights) if weights else None,
             training_sampler=Sampled.from_json(other) if other else None,
+            network_evaluations=int(record.get("network_evaluations", 0)),
         )
 
 

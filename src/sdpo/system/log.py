@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -13,6 +14,12 @@ logger = logging.getLogger("sdpo")
 def is_main_process() -> bool:
     """Whether this process is the first of its launch, which alone prints and writes; a process by itself is."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Show a warning that several parts of the program may come upon, the first time alone."""
+    logger.warning("%s", text)
 
 
 class _StandardError(logging.Handler):

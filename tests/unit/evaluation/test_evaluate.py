@@ -50,7 +50,10 @@ def evaluated(
             processes=processes,
         )
         rewards = {"first": PlacedReward("first", first)}
-        return evaluate(drawing, prompts, rewards, steps=[2], images_per_prompt=2, monitored=1)
+        found = evaluate(drawing, prompts, rewards, steps=[2], images_per_prompt=2, monitored=1)
+        if ranks == 1:
+            assert policy.evaluations == found.network_evaluations
+        return found
 
     return on_every_rank(ranks, evaluate_on)
 
@@ -67,6 +70,7 @@ def test_an_evaluation_depends_neither_on_the_ranks_nor_on_the_micro_batch(ranks
         assert found.scores.scores["first"][2] == pytest.approx(values)
         assert (found.tiles[2].int() - whole.tiles[2].int()).abs().max() <= 1
         assert found.monitors.keys() == whole.monitors.keys()
+        assert found.network_evaluations == whole.network_evaluations == (6 + 2 * 3) * 2
         for name, by_steps in whole.monitors.items():
             assert found.monitors[name] == pytest.approx(by_steps), name
 

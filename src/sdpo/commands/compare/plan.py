@@ -139,6 +139,8 @@ def plan_runs(
     for seed in range(first_seed, first_seed + seeds):
         for name in algorithms:
             settings = [*name_overrides(name, variants), *overrides]
+            if name not in variants:
+                settings = [*_equal_samples(source, settings, overrides), *settings]
             path = output_dir / "runs" / f"{name.replace(':', '.')}-seed{seed}"
             try:
                 config = Config.load(source, settings, seed=seed, output_dir=str(path))
@@ -147,6 +149,23 @@ def plan_runs(
             planned.append(PlannedRun(name, config))
     _reject_duplicates(planned[: len(algorithms)])
     return planned
+
+
+def _equal_samples(source: str | None, settings: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Return overrides by which an algorithm with another number of branches draws as many samples as the preset's.
+
+    Epochs and optimizer steps then take as many trajectories as the preset's algorithm has them take. Nothing is
+    changed where these do not divide, or where the algorithm cannot be built; the comparison's notes then say so.
+    """
+    try:
+        base, own = Config.load(source, list(overrides)), Config.load(source, list(settings))
+    except UserError:
+        return []  # reported where the run itself is planned
+    samples, branches = base.build_algorithm().branches, own.build_algorithm().branches
+    groups = [base.sample.prompts_per_epoch * samples, base.train.batch_size * samples]
+    if samples == branches or any(count % branches for count in groups):
+        return []
+    return [f"sample.prompts_per_epoch={groups[0] // branches}", f"train.batch_size={groups[1] // branches}"]
 
 
 def _reject_duplicates(planned: Sequence[PlannedRun]) -> None:

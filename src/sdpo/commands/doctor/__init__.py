@@ -18,7 +18,7 @@ from sdpo.commands.doctor.hub import check_hub, to_fetch
 from sdpo.commands.doctor.probe import GROUPS, Probe, Samples
 from sdpo.commands.doctor.resources import check_disk, check_memory
 from sdpo.commands.doctor.reward import check_reward
-from sdpo.commands.doctor.sampling import check_determinism, check_images, check_log_prob, check_log_ratio
+from sdpo.commands.doctor.sampling import check_determinism, check_images, check_log_prob, check_log_ratio, check_noise
 from sdpo.commands.doctor.weights import check_precision, trained_parameters
 from sdpo.config import Config
 from sdpo.distributed.processes import Processes
@@ -30,6 +30,7 @@ __all__ = ["Finding", "examine"]
 
 _SAMPLE_CHECKS: dict[str, Callable[[Probe], Iterable[Finding]]] = {
     "log-prob": check_log_prob,
+    "noise": check_noise,
     "log-ratio": check_log_ratio,
     "determinism": check_determinism,
     "gradient": check_gradient,

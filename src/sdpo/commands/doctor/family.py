@@ -19,10 +19,6 @@ def check_family(parts: Parts) -> Iterator[Finding]:
         left.append(f"model.dtype is {dtype} (theirs: {own.dtype})")
     steps = [("sample.num_steps", sample.num_steps), ("evaluate.steps", max(parts.config.evaluate.steps))]
     left += [f"{name} is {count} (theirs: up to {own.steps})" for name, count in steps if count > own.steps]
-    unknown = (
-        "" if own.distilled else "; the files do not say whether the model was made for few steps without guidance"
-    )
     if left:
+        unknown = "" if own.distilled else "; the files do not tell whether the model was made for few steps, unguided"
         yield Finding("family", "WARN", f"{own.family}: {'; '.join(left)}. Source: {own.source}{unknown}")
-    else:
-        yield Finding("family", "ok", f"the settings of {own.family} ({own.source}){unknown}")

@@ -33,8 +33,12 @@ def check_log_prob(probe: Probe) -> Iterator[Finding]:
         low, high = values[..., random].min().item(), values[..., random].max().item()
         text = f"finite at all {steps} steps, {low:.3g} … {high:.3g}; {int(random.sum())} of them random"
         yield Finding("log-prob", "ok", text)
-        if quiet := describe_quiet_steps(probe.parts.config, probe.parts.denoiser):
-            yield Finding("log-prob", "WARN", quiet)
+
+
+def check_noise(probe: Probe) -> Iterator[Finding]:
+    """Warn of steps that the update visits with so little noise that their gradient says hardly anything."""
+    if quiet := describe_quiet_steps(probe.parts.config, probe.parts.denoiser):
+        yield Finding("noise", "WARN", quiet)
 
 
 def check_log_ratio(probe: Probe) -> Iterator[Finding]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.command_line import Run, failed, succeeded
-from helpers.run_files import LORA, evaluation, lora_weights
+from helpers.run_files import LORA, evaluation, lora_weights, rows, rows_without_time
 from helpers.trained_runs import TrainedRuns
 from safetensors.torch import load_file, save_file
 
@@ -53,3 +54,40 @@ def test_the_average_is_what_is_evaluated_and_saved(run: Path) -> None:
     key = next(k for k in average if "lora_B" in k and not torch.equal(average[k], weights[k]))
     found = saved["unet." + key.replace(".default", "")]
     assert torch.equal(found, average[key]) and not torch.equal(found, weights[key])
+
+
+@pytest.mark.parametrize("reference", ["base", "start"])
+def test_the_reference_after_a_starting_lora_is_the_base_or_the_start(
+    sdpo: Run, tmp_path: Path, tiny_overrides: list[str], run: Path, reference: str
+) -> None:
+    settings = ["train", "emoji", *tiny_overrides, "epochs=1", "train.kl_weight=1", f"train.reference={reference}"]
+    succeeded(sdpo(*settings, "train.learning_rate=1e-12", f"lora.path={run / 'lora'}", "--output-dir", "more"))
+    (row,) = rows(tmp_path / "more")
+    start = evaluation(tmp_path / "more", 0)["monitors"]["kl_to_base"]["2"]
+    assert start > 1e-4, "the starting LoRA is not the base model, to which the monitor always refers"
+    if reference == "start":
+        assert row["train/kl_to_base"] < 1e-9
+    else:
+        assert row["train/kl_to_base"] > 1e-5
+    assert row["monitor/kl_to_base/2"] == pytest.approx(start, rel=1e-3)
+
+
+def test_the_starting_lora_of_a_resumed_run_must_be_the_same(
+    sdpo: Run, tmp_path: Path, tiny_overrides: list[str], run: Path
+) -> None:
+    lora = tmp_path / "start"
+    shutil.copytree(run / "lora", lora)
+    settings = ["train", "emoji", *tiny_overrides, "train.kl_weight=1", "train.lr_schedule=constant"]
+    settings += ["train.reference=start", f"lora.path={lora}"]
+    succeeded(sdpo(*settings, "epochs=1", "--output-dir", "more"))
+    succeeded(sdpo(*settings, "epochs=2", "--output-dir", "more"))
+    succeeded(sdpo(*settings, "epochs=2", "--output-dir", "whole"))
+    # The evaluations of a run that ended earlier cost more: its end was one, in full.
+    resumed, whole = (
+        [{name: value for name, value in row.items() if not name.startswith("evaluation/")} for row in rows]
+        for rows in (rows_without_time(tmp_path / "more"), rows_without_time(tmp_path / "whole"))
+    )
+    assert resumed == whole
+    weights = lora_weights(run)
+    save_file({name: 2 * weight for name, weight in weights.items()}, lora / LORA, metadata={"format": "pt"})
+    failed(sdpo(*settings, "epochs=3", "--output-dir", "more"), "holds other weights than at the start of this run")

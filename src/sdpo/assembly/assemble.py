@@ -25,6 +25,7 @@ from sdpo.assembly.model import (
 )
 from sdpo.assembly.model_parts import ModelParts
 from sdpo.assembly.parts import Parts
+from sdpo.assembly.prompt_statistics import describe_statistics
 from sdpo.assembly.quiet_steps import describe_quiet_steps
 from sdpo.assembly.rewards import load_rewards
 from sdpo.assembly.update import first_step_is_shared, make_update
@@ -98,14 +99,14 @@ def build(
     given = given or Given()
     callbacks = Callbacks([build_named(value, {}, Callback, "callbacks") for value in config.callbacks])
     lists = prompt_lists(config, prompts)
-    if (cut := lists.describe_cut(config.evaluate.max_prompts)) and processes.is_main:
-        logger.warning("%s", cut)
+    warnings = [lists.describe_cut(config.evaluate.max_prompts), describe_statistics(config, len(lists.train))]
     config = with_own_dtype(config, processes.device)
     backbone = _trainable_backbone(config, processes, given, sharding)
     config = with_own_guidance(config, backbone)
     denoiser = _training_schedule(config, backbone)
-    if (quiet := describe_quiet_steps(config, denoiser)) and processes.is_main:
-        logger.warning("%s", quiet)
+    for warning in [*warnings, describe_quiet_steps(config, denoiser)]:
+        if warning and processes.is_main:
+            logger.warning("%s", warning)
     names = dict.fromkeys([*config.rewards, *config.evaluate.observers]) if with_rewards else {}
     rewards = load_rewards(config, names, processes.device, given.rewards)
     warn_of_truncated(backbone, lists.texts)

@@ -39,11 +39,13 @@ def train(arguments: Namespace) -> None:
 
 
 def _describe(config: Config) -> None:
-    """Print a resolved configuration and its cost."""
+    """Print a resolved configuration, its cost, and what the run will warn of."""
+    from sdpo.assembly.prompt_statistics import describe_statistics
     from sdpo.estimate.cost import describe_batches, describe_cost
     from sdpo.estimate.evaluation_cost import describe_evaluations
     from sdpo.estimate.memory_peaks import describe_memory
     from sdpo.estimate.preflight import check_references
+    from sdpo.prompts import load_prompts
     from sdpo.run.directory import RunDirectory
     from sdpo.run.ownership import check_directory
 
@@ -58,6 +60,8 @@ def _describe(config: Config) -> None:
     )
     say(config.to_yaml(), end="")
     say("\n".join(lines))
+    if late := describe_statistics(config, len(load_prompts(config.prompts.train))):
+        say(f"# {late}")
 
 
 def _conclude(session: Session, report: Path) -> None:

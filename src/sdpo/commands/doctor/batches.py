@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from sdpo.assembly.prompt_statistics import describe_statistics
 from sdpo.assembly.update import optimizer_steps
 from sdpo.commands.doctor.finding import Finding
 from sdpo.config import Config
 from sdpo.estimate.preflight import ends_random
-from sdpo.method.advantages import BufferedNormalizer
 from sdpo.prompts import Prompt
 
 
@@ -35,17 +35,5 @@ def check_batches(config: Config, prompts: Sequence[Prompt]) -> Iterator[Finding
             f"train.warmup_steps ({train.warmup_steps}) is not less than the run's {steps * config.epochs} optimizer "
             "steps: the learning rate never reaches its value. Lower it",
         )
-    yield from _check_statistics(config, algorithm.branches, len(prompts))
-
-
-def _check_statistics(config: Config, branches: int, prompts: int) -> Iterator[Finding]:
-    """Check that prompts are drawn often enough for statistics of their own."""
-    entries = config.epochs * config.sample.prompts_per_epoch * branches / prompts
-    if isinstance(config.build_normalizer(), BufferedNormalizer) and entries < config.advantage.min_count:
-        yield Finding(
-            "advantages",
-            "WARN",
-            f"each of {prompts} prompts is drawn {entries:.1f} times in the whole run, and advantage.min_count is "
-            f"{config.advantage.min_count}: no prompt gets statistics of its own. Train longer, use fewer prompts, or "
-            "advantage.normalizer=pair",
-        )
+    if late := describe_statistics(config, len(prompts)):
+        yield Finding("advantages", "WARN", late)

@@ -10,6 +10,7 @@ import torch
 from helpers.command_line import Run, failed, succeeded
 from helpers.run_files import LORA, evaluation, lora_weights, rows, rows_without_time
 from helpers.trained_runs import TrainedRuns
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 
@@ -88,6 +89,7 @@ def test_the_starting_lora_of_a_resumed_run_must_be_the_same(
         for rows in (rows_without_time(tmp_path / "more"), rows_without_time(tmp_path / "whole"))
     )
     assert resumed == whole
-    weights = lora_weights(run)
-    save_file({name: 2 * weight for name, weight in weights.items()}, lora / LORA, metadata={"format": "pt"})
+    with safe_open(lora / LORA, "pt") as file:
+        metadata = file.metadata()
+    save_file({name: 2 * weight for name, weight in lora_weights(run).items()}, lora / LORA, metadata=metadata)
     failed(sdpo(*settings, "epochs=3", "--output-dir", "more"), "holds other weights than at the start of this run")

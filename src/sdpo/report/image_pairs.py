@@ -32,11 +32,13 @@ class ImagePair:
     Attributes:
         images: the images by the model's name, base and tuned; one of them may be missing.
         prompt: the prompt, or empty if the evaluation has none for the image.
+        seed: the seed of the noise; None if the evaluation has none for the image.
         scores: the scores to print below the images.
     """
 
     images: dict[str, HtmlImage]
     prompt: str
+    seed: int | None
     scores: list[ScoreChange]
 
 
@@ -60,13 +62,14 @@ def _pair(run: Run, row: StepImages, i: int, scores: list[str]) -> ImagePair:
     evaluation = run.tuned or run.base
     prompts, seeds = (evaluation.seen.prompts, evaluation.seen.seeds) if evaluation else ([], [])
     prompt = prompts[i] if i < len(prompts) else ""
-    seed = f", seed {seeds[i]}" if i < len(seeds) else ""
+    seed = seeds[i] if i < len(seeds) else None
+    of_seed = f", seed {seed}" if seed is not None else ""
     images = {
-        model: html_image(tiles[i], f"{model}, {step_label(row.steps)}{seed}: {prompt}")
+        model: html_image(tiles[i], f"{model}, {step_label(row.steps)}{of_seed}: {prompt}")
         for model, tiles in (("base", row.before), ("tuned", row.after))
         if i < len(tiles)
     }
-    return ImagePair(images, prompt, [_change(run, name, row.steps, i) for name in scores])
+    return ImagePair(images, prompt, seed, [_change(run, name, row.steps, i) for name in scores])
 
 
 def _change(run: Run, name: str, steps: int, i: int) -> ScoreChange:

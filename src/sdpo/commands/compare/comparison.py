@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sdpo.commands.compare.groups import RunGroup
 from sdpo.errors import UserError
+from sdpo.evaluation.conditions import differences
 from sdpo.evaluation.record import COSTS, Evaluation, ImageScores
 from sdpo.report.reader import COST_LABELS, Run
 from sdpo.report.stats import score_names
@@ -100,6 +101,11 @@ def _notes(groups: Sequence[RunGroup], evaluated: Sequence[ImageScores], images:
     samplers = dict.fromkeys(run.sampler for group in groups for run in group.runs)
     if len(samplers) > 1:
         notes.append(f"The runs were evaluated by different samplers: {'; '.join(samplers)}.")
+    else:
+        conditions = [run.evaluations[-1].conditions for group in groups for run in group.runs]
+        different = dict.fromkeys(reason for other in conditions for reason in differences(conditions[0], other))
+        if different:
+            notes.append(f"The conditions of the evaluations differ: {'; '.join(different)}.")
     spent = {group.name: _fewest_samples(group) for group in groups}
     if len(set(spent.values())) > 1:
         listed = ", ".join(f"{name} {count:,.0f}" for name, count in spent.items())

@@ -168,6 +168,26 @@ def test_a_run_of_an_earlier_version_gets_its_base_model_evaluated_anew(
     assert any("epoch 0, 1, 2 are left out" in note for note in found.notes)
 
 
+def test_a_run_that_evaluates_other_prompts_from_now_on_gets_its_base_model_evaluated_anew(
+    sdpo: Run, run: Path, tiny_overrides: list[str]
+) -> None:
+    words = [word for word in tiny_overrides if word != "epochs=2"]
+    settings = ["epochs=3", "evaluate.prompts=[a red cat, a blue dog]"]
+    done = succeeded(sdpo("train", "emoji", *words, *settings, "--output-dir", str(run)))
+    assert "evaluated anew" in done.stderr and "prompts or seeds" in done.stderr
+    end, base = evaluation(run, 3), json.loads((run / "evaluation" / "base.json").read_text())
+    assert (end["prompts"], end["seeds"]) == (base["prompts"], base["seeds"])
+    changes = [
+        np.mean(np.subtract(end["scores"]["colorfulness"][s], base["scores"]["colorfulness"][s]))
+        / (np.std(base["scores"]["colorfulness"][s]) + 1e-8)
+        for s in ("1", "2")
+    ]
+    assert rows(run)[-1]["eval_gain"] == pytest.approx(np.mean(changes))
+    found = read_run(run)
+    assert [e.epoch for e in found.evaluations] == [3] and found.base is not None
+    assert any("epoch 0, 1, 2 are left out, as they differ in prompts or seeds" in note for note in found.notes)
+
+
 def test_a_run_from_a_lora_is_compared_with_the_bare_base_model(
     sdpo: Run, run: Path, tmp_path: Path, tiny_overrides: list[str]
 ) -> None:

@@ -12,7 +12,7 @@ from sdpo.config.earlier import as_meant
 from sdpo.config.load import read_mapping
 from sdpo.errors import UserError, cause
 from sdpo.evaluation.conditions import differences
-from sdpo.evaluation.record import COSTS, Evaluation
+from sdpo.evaluation.record import COSTS, Evaluation, unpaired
 from sdpo.run.directory import RunDirectory
 from sdpo.run.metrics import read_rows
 
@@ -132,7 +132,10 @@ def read_run(path: Path) -> Run:
     metrics, damaged = read_rows(directory.metrics)
     notes = [f"{directory.metrics.name}, line {n}, is left out: not a JSON object with an epoch." for n in damaged]
     evaluations = _read_evaluations(directory, metrics, notes)
-    kept, base = _comparable(evaluations, notes), _read_base(directory, notes)
+    base = _read_base(directory, notes)
+    if base is not None and (not evaluations or unpaired(base, evaluations[-1])):
+        base = None
+    kept = _comparable(evaluations, base is not None, notes)
     return Run(
         directory=directory,
         config=as_meant(read_mapping(directory.config)),
@@ -142,7 +145,7 @@ def read_run(path: Path) -> Run:
         evaluations=kept,
         notes=notes,
         stopped=_read_json(directory.stopped, notes) or {},
-        bare_base=base if base is not None and kept and not differences(base.conditions, kept[-1].conditions) else None,
+        bare_base=base,
         left_out=frozenset(e.epoch for e in evaluations) - {e.epoch for e in kept},
     )
 
@@ -172,15 +175,23 @@ def _read_evaluation(directory: RunDirectory, file: Path, notes: list[str]) -> E
         return None
 
 
-def _comparable(evaluations: list[Evaluation], notes: list[str]) -> list[Evaluation]:
-    """Return the evaluations under the conditions of the latest one, and add a note on the others."""
-    kept = [e for e in evaluations if not differences(e.conditions, evaluations[-1].conditions)]
-    others = [e for e in evaluations if e not in kept]
-    if others:
-        reasons = dict.fromkeys(r for e in others for r in differences(e.conditions, evaluations[-1].conditions))
-        listed = ", ".join(str(e.epoch) for e in others)
+def _comparable(evaluations: list[Evaluation], paired: bool, notes: list[str]) -> list[Evaluation]:
+    """Return the evaluations that can be compared with the latest one, and add a note on the others.
+
+    Args:
+        evaluations: the evaluations by epoch.
+        paired: whether the prompts and seeds must be those of the latest one too, and not the conditions alone.
+        notes: receives the note.
+    """
+    different = [
+        unpaired(e, evaluations[-1]) if paired else differences(e.conditions, evaluations[-1].conditions)
+        for e in evaluations
+    ]
+    reasons = dict.fromkeys(reason for each in different for reason in each)
+    if reasons:
+        listed = ", ".join(str(e.epoch) for e, each in zip(evaluations, different, strict=True) if each)
         notes.append(f"The evaluations of epoch {listed} are left out, as they differ in {'; '.join(reasons)}.")
-    return kept
+    return [e for e, each in zip(evaluations, different, strict=True) if not each]
 
 
 def _with_costs(evaluation: Evaluation, row: Mapping[str, Any]) -> Evaluation:

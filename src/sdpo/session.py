@@ -127,7 +127,8 @@ class Session:
     def _renew_base(self) -> None:
         """Evaluate the base model anew where the next evaluations cannot be compared with what the run has of it."""
         drawing = self._drawing()
-        reasons = self._evaluations.lacks_base(drawing.conditions(drawing.sampler))
+        prompts = [prompt.text for prompt in self._parts.evaluator.prompts]
+        reasons = self._evaluations.lacks_base(drawing.conditions(drawing.sampler), prompts)
         reasons = self._parts.processes.broadcast(reasons)  # all processes evaluate, or none
         if reasons and not self.is_over:
             if self._is_main:

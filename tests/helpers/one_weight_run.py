@@ -17,6 +17,7 @@ from sdpo import Config
 from sdpo.assembly.callbacks import Callback, Callbacks, RunState
 from sdpo.assembly.micro_batches import MicroBatches
 from sdpo.evaluation.record import Evaluation, ImageScores
+from sdpo.prompts import Prompt
 from sdpo.run.directory import RunDirectory
 from sdpo.session import Session
 
@@ -78,6 +79,7 @@ class Evaluator:
         self.costs: list[dict[str, float]] = []
 
     starts_from_lora = False
+    prompts = (Prompt("a"),)
 
     def is_due(self, epoch: int) -> bool:
         return epoch in (0, self._epochs) or epoch % 2 == 0

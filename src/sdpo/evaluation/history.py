@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -51,17 +51,19 @@ class EvaluationHistory:
             except UserError as error:  # only callbacks see it; gain and stopping rules need the base model's
                 logger.warning("%s", error)
 
-    def lacks_base(self, conditions: Conditions) -> list[str]:
+    def lacks_base(self, conditions: Conditions, prompts: Sequence[str]) -> list[str]:
         """The reasons why evaluations under these conditions cannot be compared with the base model's, in words.
 
         Args:
             conditions: how the images of the next evaluations are drawn and scored.
+            prompts: the prompts that they draw.
         """
         if self._base is None:
             return ["the base model was not evaluated"]
         if self._base.weights is not None and self._base.weights.model != "base":
             return ["the run starts from a LoRA"]
-        return differences(self._base.conditions, conditions)
+        found = differences(self._base.conditions, conditions)
+        return found if self._base.seen.prompts[: len(prompts)] == list(prompts) else [*found, "evaluated prompts"]
 
     def record_base(self, evaluation: Evaluation, tiles: Mapping[int, Tensor]) -> None:
         """Write the evaluation of the bare base model, with which the following evaluations are compared."""

@@ -11,13 +11,15 @@ import yaml
 from helpers.command_line import Run, succeeded
 from helpers.families import wrapped
 from helpers.flow_pipelines import FLOW_PIPELINES, SIDE
+from helpers.paths import REPOSITORY
 from helpers.pipelines import PIPELINES, latent_consistency, load_pipeline, stable_diffusion
 from PIL import Image
 
 from sdpo import Config, Trainer
 from sdpo.assembly.model import with_own_dtype
+from sdpo.backbones import family_settings as module
 from sdpo.backbones import own_dtype
-from sdpo.backbones.family_settings import BY_CLASS
+from sdpo.backbones.family_settings import BY_CLASS, FamilySettings
 from sdpo.backbones.load import EMBEDDED, FAMILIES
 from sdpo.config.differences import check_same_run, differences
 
@@ -122,3 +124,10 @@ def test_the_doctor_warns_where_a_run_leaves_them(sdpo: Run, tmp_path: Path) -> 
     left = sdpo(*words, "sample.guidance_scale=1", "sample.num_steps=20").stdout
     assert "WARN  family" in left and "LCM: sample.guidance_scale is 1 (theirs: 8)" in left
     assert "sample.num_steps is 20 (theirs: up to 8)" in left and "SimianLuo/LCM_Dreamshaper_v7" in left
+
+
+def test_the_page_has_the_settings_of_every_family() -> None:
+    settings = [value for value in vars(module).values() if isinstance(value, FamilySettings)]
+    page = (REPOSITORY / "docs" / "models.md").read_text()
+    rows = {f"| {s.family} | {s.guidance_scale:g} | {s.dtype} | {s.steps} | {s.source} |" for s in settings}
+    assert len(rows) == 11 and {line for line in page.splitlines() if line in rows} == rows

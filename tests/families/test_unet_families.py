@@ -19,9 +19,10 @@ from diffusers import (
 from helpers.families import PROMPTS, check_parity, trajectories, wrapped
 from helpers.pipelines import latent_consistency, stable_diffusion, stable_diffusion_xl
 
-from sdpo.backbones import PipelineBackbone, schedules, wrap_pipeline
+from sdpo.backbones import PipelineBackbone, wrap_pipeline
 from sdpo.errors import UserError
 from sdpo.loop.policy import Policy
+from sdpo.system import log
 
 NOISE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 
@@ -246,7 +247,7 @@ def test_few_steps_that_begin_far_from_noise_are_refused_after_a_fused_lora(
     assert fused().denoiser(10, 1.0).timesteps[0] == 901
     pipeline = SD()  # a model that was not made for few steps draws, but badly
     pipeline.scheduler = make(timestep_spacing="leading", steps_offset=1)
-    schedules._warn_once.cache_clear()
+    log.warn_once.cache_clear()
     for _ in range(2):
         wrap_pipeline(pipeline).denoiser(steps, 1.0)
     (text,) = warnings(caplog)

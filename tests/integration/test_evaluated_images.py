@@ -222,3 +222,27 @@ def test_a_run_of_an_earlier_version_that_started_from_a_lora_has_no_base_model_
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     found = read_run(run)
     assert found.base is None and found.start is not None and found.start.epoch == 0
+
+
+def test_a_resumed_run_with_other_evaluated_prompts_gets_its_base_model_evaluated_anew(
+    sdpo: Run, run: Path, tiny_overrides: list[str]
+) -> None:
+    words = [word for word in tiny_overrides if word != "epochs=2"]
+    done = succeeded(sdpo("train", "emoji", *words, "epochs=3", "evaluate.prompts=[owl]", "--output-dir", str(run)))
+    assert "evaluated anew, as its evaluation cannot be compared with the next ones: evaluated prompts" in done.stderr
+    assert json.loads((run / "evaluation" / "base.json").read_text())["prompts"] == ["owl"]
+    assert "eval_gain" in rows(run)[-1]
+
+
+def test_a_run_of_all_weights_is_evaluated_beside_its_base_model(
+    sdpo: Run, tmp_path: Path, tiny_overrides: list[str]
+) -> None:
+    """The tuned model is a pipeline of its own, whose scheduler and size must be those of the run."""
+    settings = ["lora=null", "epochs=1", "model.scheduler={timestep_spacing: trailing, set_alpha_to_one: true}"]
+    succeeded(sdpo("train", "emoji", *tiny_overrides, *settings, "--output-dir", "all"))
+    succeeded(sdpo("evaluate", "all", "--steps", "1,2", "--images-per-prompt", "1"))
+    found = json.loads((tmp_path / "all" / "evaluation.json").read_text())
+    assert found["after"]["colorfulness"]["2"] == pytest.approx(
+        evaluation(tmp_path / "all", 1)["scores"]["colorfulness"]["2"], rel=1e-4
+    )
+    assert found["conditions"]["scheduler"]["set_alpha_to_one"] is True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -127,8 +127,8 @@ class Session:
     def _renew_base(self) -> None:
         """Evaluate the base model anew where the next evaluations cannot be compared with what the run has of it."""
         drawing = self._drawing()
-        prompts = [prompt.text for prompt in self._parts.evaluator.prompts]
-        reasons = self._evaluations.lacks_base(drawing.conditions(drawing.sampler), prompts)
+        conditions = drawing.conditions(drawing.sampler)
+        reasons = self._evaluations.lacks_base(conditions, self._parts.evaluator.texts)
         reasons = self._parts.processes.broadcast(reasons)  # all processes evaluate, or none
         if reasons and not self.is_over:
             if self._is_main:
@@ -137,6 +137,11 @@ class Session:
                     "; ".join(reasons),
                 )
             self._evaluate_base()
+
+    def _comparable(self, rows: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
+        """The main process's rows of metrics, without evaluations that cannot be compared with the base model's."""
+        found: list[Mapping[str, Any]] = self._parts.processes.broadcast(self._evaluations.comparable(rows))
+        return found
 
     def _resume(self) -> None:
         processes = self._parts.processes
@@ -150,9 +155,11 @@ class Session:
             self.counters, self._evaluation_costs.total = spent.training, spent.evaluation
             self.epoch = checkpoint.epoch
             self._evaluations.resume(self.epoch)
-            self._renew_base()
             rows = self._metrics.read(self.epoch) if self._is_main else []
-            self._rules.start(self._evaluations.base_metrics(), processes.broadcast(rows))
+            # A run that its rules have ended stays ended: they decide before the base model is measured anew.
+            self._rules.replay(self._evaluations.base_metrics(), self._comparable(rows))
+            self._renew_base()
+            self._rules.start(self._evaluations.base_metrics(), self._comparable(rows))
         self.first_epoch = self.epoch + 1
         processes.barrier()  # all have read the files that the main process now writes
         if self._is_main:

@@ -16,8 +16,9 @@ from torch import Tensor
 from sdpo import Config
 from sdpo.assembly.callbacks import Callback, Callbacks, RunState
 from sdpo.assembly.micro_batches import MicroBatches
+from sdpo.evaluation.conditions import Conditions
+from sdpo.evaluation.evaluate import image_seeds
 from sdpo.evaluation.record import Evaluation, ImageScores
-from sdpo.prompts import Prompt
 from sdpo.run.directory import RunDirectory
 from sdpo.session import Session
 
@@ -74,12 +75,12 @@ class Optimizer(Stateful):
 class Evaluator:
     """Evaluates epochs 0, 2 and the last; the score is the weight's value less 10."""
 
+    starts_from_lora = False
+    texts = ("a",)
+
     def __init__(self, events: Events, epochs: int, optimizer: Optimizer, diversity: dict[int, float]) -> None:
         self._events, self._epochs, self._optimizer, self._diversity = events, epochs, optimizer, diversity
         self.costs: list[dict[str, float]] = []
-
-    starts_from_lora = False
-    prompts = (Prompt("a"),)
 
     def is_due(self, epoch: int) -> bool:
         return epoch in (0, self._epochs) or epoch % 2 == 0
@@ -89,9 +90,18 @@ class Evaluator:
     ) -> tuple[Evaluation, dict[int, Tensor]]:
         self._events.append(f"evaluate {epoch}{' in full' if full else ''} at {self._optimizer.value.item():g}")
         self.costs.append(costs)
-        scores = ImageScores(["a"], [0], {"emoji_score": {1: np.array([self._optimizer.value.item() - 10.0])}})
+        return self._evaluate(epoch, drawing, costs)
+
+    def base(self, drawing: Any, costs: dict[str, float]) -> tuple[Evaluation, dict[int, Tensor]]:
+        self._events.append("evaluate the base model")
+        return self._evaluate(0, drawing, costs)
+
+    def _evaluate(self, epoch: int, drawing: Any, costs: dict[str, float]) -> tuple[Evaluation, dict[int, Tensor]]:
+        values = np.array([self._optimizer.value.item() - 10.0])
+        scores = ImageScores(["a"], image_seeds(["a"]), {"emoji_score": {1: values}})
         monitors = {"diversity": {1: self._diversity.get(epoch, 1.0)}}
-        record = Evaluation(epoch, scores, costs=dict(costs), monitors=monitors, monitored=2)
+        conditions = drawing.conditions(drawing.sampler)
+        record = Evaluation(epoch, scores, None, dict(costs), monitors=monitors, monitored=2, conditions=conditions)
         return record, {1: torch.zeros(1, 4, 4, 3, dtype=torch.uint8)}
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
@@ -151,6 +161,7 @@ class Run:
         is_main: whether this is the main process.
         broadcasts: values that the main process has broadcast.
         diversity: the monitor by epoch.
+        eta: the sampler that is recorded with the evaluations; None records no conditions, as an earlier version.
         settings: overrides of the configuration.
     """
 
@@ -160,6 +171,7 @@ class Run:
         is_main: bool = True,
         broadcasts: list[Any] | None = None,
         diversity: dict[int, float] | None = None,
+        eta: float | None = None,
         **settings: Any,
     ) -> None:
         path.mkdir(exist_ok=True)
@@ -182,7 +194,7 @@ class Run:
             normalizer=Stateful(),
             mix=Stateful(),
             precision=contextlib.nullcontext,
-            drawing=lambda micro_batch: SimpleNamespace(sampler=None, conditions=lambda sampler: None),
+            drawing=lambda micro_batch: SimpleNamespace(sampler=eta, conditions=_conditions),
             backbone=SimpleNamespace(device=torch.device("cpu"), save=self._save, start_digest=lambda: None),
         )
         self.session = Session(parts, RunDirectory(path), self._locked())
@@ -221,3 +233,7 @@ class Run:
     def collectives(self) -> Events:
         """The events in which all processes must take part together."""
         return [e for e in self.events if e.startswith(("broadcast", "barrier", "weights", "evaluate "))]
+
+
+def _conditions(eta: float | None) -> Conditions | None:
+    return None if eta is None else Conditions("training", eta, None, {}, 1.0, [4, 4], "float32", {}, {})

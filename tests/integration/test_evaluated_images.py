@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import DiffusionPipeline
 from helpers.command_line import Run, failed, succeeded
 from helpers.run_files import evaluation, rows
@@ -90,7 +91,8 @@ def test_evaluate_draws_by_the_sampler_that_eta_names(run: Path, capsys: pytest.
     for eta in (None, "own", "training", "1", "0.5"):
         words = ["evaluate", str(run), "--steps", "1,2", "--images-per-prompt", "1"]
         assert main([*words, *(["--eta", eta] if eta else [])]) == 0
-        found[str(eta)] = json.loads((run / "evaluation.json").read_text())
+        file = "evaluation.json" if eta in (None, "own") else f"evaluation-eta-{1 if eta == 'training' else eta}.json"
+        found[str(eta)] = json.loads((run / file).read_text())
         assert found[str(eta)]["sampler"] in " ".join(capsys.readouterr().out.split())
     own, training = found["own"], found["training"]
     assert found["None"] == own and found["1"] == training
@@ -102,6 +104,21 @@ def test_evaluate_draws_by_the_sampler_that_eta_names(run: Path, capsys: pytest.
     assert own["base"]["colorfulness"]["2"] == pytest.approx(evaluation(run, 0)["scores"]["colorfulness"]["2"])
     assert own["after"]["colorfulness"]["2"] == pytest.approx(evaluation(run, 2)["scores"]["colorfulness"]["2"])
     assert own["weights"]["base"]["model"] == "base" and own["weights"]["after"]["model"] == "trained"
+
+
+def test_results_by_two_samplers_lie_side_by_side(run: Path) -> None:
+    words = ["evaluate", str(run), "--steps", "1", "--images-per-prompt", "1"]
+    config = (run / "config.yaml").read_text()
+    for run_draws_by, files in (
+        ("null", {None: "evaluation.json", "own": "evaluation.json", "1": "evaluation-eta-1.json"}),
+        ("1.0", {None: "evaluation.json", "training": "evaluation.json", "own": "evaluation-own.json"}),
+    ):
+        (run / "config.yaml").write_text(config.replace("  eta: null", f"  eta: {run_draws_by}"))
+        for eta, name in files.items():
+            for file in run.glob("evaluation*.json"):
+                file.unlink()
+            assert main([*words, *(["--eta", eta] if eta else [])]) == 0
+            assert [file.name for file in run.glob("evaluation*.json")] == [name]
 
 
 def test_the_images_of_a_prompt_are_the_same_in_every_list(run: Path, tmp_path: Path) -> None:
@@ -182,7 +199,7 @@ def test_a_resumed_run_with_other_evaluated_prompts_gets_its_base_model_evaluate
 ) -> None:
     words = [word for word in tiny_overrides if word != "epochs=2"]
     done = succeeded(sdpo("train", "emoji", *words, "epochs=3", "evaluate.prompts=[owl]", "--output-dir", str(run)))
-    assert "evaluated anew, as its evaluation cannot be compared with the next ones: evaluated prompts" in done.stderr
+    assert "evaluated anew, as its evaluation cannot be compared with the next ones: prompts or seeds" in done.stderr
     assert json.loads((run / "evaluation" / "base.json").read_text())["prompts"] == ["owl"]
     assert "eval_gain" in rows(run)[-1]
 
@@ -199,3 +216,13 @@ def test_a_run_of_all_weights_is_evaluated_beside_its_base_model(
         evaluation(tmp_path / "all", 1)["scores"]["colorfulness"]["2"], rel=1e-4
     )
     assert found["conditions"]["scheduler"]["set_alpha_to_one"] is True
+
+
+def test_a_run_of_an_earlier_version_that_started_from_a_lora_has_no_base_model_in_its_report(run: Path) -> None:
+    without_conditions(run)
+    assert read_run(run).base is not None and read_run(run).start is None
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["lora"]["path"] = "other/lora"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    found = read_run(run)
+    assert found.base is None and found.start is not None and found.start.epoch == 0

@@ -98,6 +98,38 @@ def test_a_rule_makes_the_best_checkpoint_the_result(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "lora" / "result.json").read_text()) == {"epoch": 2, "averaged": False}
 
 
+FELL = {**STOP, "stop_when": [{"metric": "monitor/diversity/1", "below": 0.5, "relative_to": "base"}]}
+
+
+def test_evaluations_by_another_sampler_are_not_held_against_the_base_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupt(epoch: int) -> None:
+        if epoch == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Run(tmp_path, diversity={2: 0.6}, **FELL).train(interrupt)
+    # By the other sampler the base model's diversity is 2: the old 0.6 is below half of it, the new ones are not.
+    resumed = Run(tmp_path, diversity={0: 2.0, 4: 1.4, 6: 1.4}, eta=0.0, **FELL)
+    resumed.train()
+    assert resumed.events.count("evaluate the base model") == 1
+    assert "the base model is evaluated anew" in caplog.text
+    assert resumed.session.epoch == 6 and resumed.session.ended_early is None
+    assert resumed.session._rules.best(range(9)) in (4, 6), "the gain of epoch 2 is over another base"
+    again = Run(tmp_path, eta=0.0, **FELL)
+    again.train()
+    assert "evaluate the base model" not in again.events and again.session.ended_early is None
+
+
+def test_a_run_that_its_rules_have_ended_stays_ended_under_another_sampler(tmp_path: Path) -> None:
+    Run(tmp_path, diversity={4: 0.4}, **FELL).train()
+    again = Run(tmp_path, diversity={0: 0.1}, eta=0.0, **FELL)
+    again.train()
+    assert again.session.epoch == 4 and again.session.ended_early is not None
+    assert "evaluate the base model" not in again.events
+
+
 def test_an_epoch_that_was_left_out_is_saved_while_the_directory_is_locked(tmp_path: Path) -> None:
     run = Run(tmp_path, checkpoint={"every": 2})
 

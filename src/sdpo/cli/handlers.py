@@ -99,7 +99,7 @@ def evaluate(arguments: Namespace) -> None:
     from sdpo.cli.tables import evaluation_table
     from sdpo.commands.evaluate import WRITTEN, default_output, evaluate_target
 
-    path = Path(arguments.output) if arguments.output else default_output(arguments.target)
+    path = Path(arguments.output) if arguments.output else default_output(arguments.target, arguments.eta)
     if path is not None:
         check_replaceable(path, "--output", holds_json(WRITTEN))
     result, _ = evaluate_target(

@@ -77,7 +77,11 @@ def _evaluate(commands: Commands) -> None:
         "run's evaluate.eta; for a model: own)",
     )
     _add_device(evaluate)
-    evaluate.add_argument("--output", help="JSON file to write (default: DIR/evaluation.json)")
+    evaluate.add_argument(
+        "--output",
+        help="JSON file to write (default: DIR/evaluation.json, and by another sampler than the run's, for example "
+        "DIR/evaluation-eta-1.json)",
+    )
     evaluate.set_defaults(run=handlers.evaluate)
 
 

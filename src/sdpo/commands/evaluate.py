@@ -27,6 +27,7 @@ from sdpo.report.stats import paired_gain
 from sdpo.rewards.base import PlacedReward
 from sdpo.rewards.registry import REWARDS
 from sdpo.run.directory import RunDirectory
+from sdpo.run.environment import check_format
 from sdpo.run.result import read_result
 from sdpo.system.dotted_path import is_dotted
 
@@ -34,10 +35,38 @@ WRITTEN = ("prompts", "seeds", "base", "summary")
 """Keys of every result, by which its file is recognised."""
 
 
-def default_output(target: str) -> Path | None:
-    """The file for the result where the user names none; None for a model, whose result is only printed."""
+def default_output(target: str, eta: str | None = None) -> Path | None:
+    """The file for the result where the user names none; None for a model, whose result is only printed.
+
+    Each sampler has its own file, so that the results by two of them can lie side by side.
+
+    Args:
+        target: a run's directory, or a model as `model.path` names it.
+        eta: the sampler as for `evaluate_target`.
+
+    Raises:
+        UserError: if a newer version wrote the run, its configuration cannot be read, or `eta` names no sampler.
+    """
     run = RunDirectory(Path(target))
-    return run.evaluate_output if run.is_run else None
+    if not run.is_run:
+        return None
+    check_format(run)
+    config = Config.of_run(run.config)
+    return _output(run, config, _with_sampler(config, eta))
+
+
+def _output(run: RunDirectory, config: Config, drawn: Config) -> Path:
+    """The file for the result.
+
+    Args:
+        run: the run's directory.
+        config: the run's configuration.
+        drawn: the configuration with the sampler that draws the images.
+    """
+    level = drawn.evaluate.eta
+    if level == config.evaluate.eta:
+        return run.evaluate_output()
+    return run.evaluate_output("own" if level is None else f"eta-{level:g}")
 
 
 def evaluate_target(
@@ -105,7 +134,7 @@ def evaluate_target(
     weights["after"] = Weights("trained", averaged=record is not None and record.averaged)
     result["after"] = tuned.as_json()["scores"]
     result["summary"] = {n: {str(s): _gain(base, tuned, n, s) for s in steps} for n in names}
-    return _plain(result), found.run.evaluate_output
+    return _plain(result), _output(found.run, found.config, config)
 
 
 def _plain(result: dict[str, Any]) -> dict[str, Any]:

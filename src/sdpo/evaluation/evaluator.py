@@ -40,6 +40,11 @@ class Evaluator:
     keeps_average: bool = False
     starts_from_lora: bool = False
 
+    @property
+    def texts(self) -> list[str]:
+        """The prompt of each image that is scored before the first and after the last epoch."""
+        return [prompt.text for prompt in self.prompts] * self.settings.images_per_prompt
+
     def is_due(self, epoch: int) -> bool:
         """Whether the weights after an epoch are evaluated."""
         return epoch in (0, self.epochs) or bool(self.settings.every and epoch % self.settings.every == 0)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from sdpo.errors import UserError
 from sdpo.evaluation.conditions import Conditions, differences
-from sdpo.evaluation.record import GAIN, Evaluation, read_evaluation, weighted_gain, write_evaluation
+from sdpo.evaluation.evaluate import image_seeds
+from sdpo.evaluation.record import (
+    GAIN,
+    Evaluation,
+    ImageScores,
+    read_evaluation,
+    unpaired,
+    weighted_gain,
+    write_evaluation,
+)
 from sdpo.run.directory import RunDirectory
 from sdpo.system.log import logger
 
@@ -51,19 +61,40 @@ class EvaluationHistory:
             except UserError as error:  # only callbacks see it; gain and stopping rules need the base model's
                 logger.warning("%s", error)
 
-    def lacks_base(self, conditions: Conditions, prompts: Sequence[str]) -> list[str]:
-        """The reasons why evaluations under these conditions cannot be compared with the base model's, in words.
+    def lacks_base(self, conditions: Conditions, texts: Sequence[str]) -> list[str]:
+        """The reasons why the next evaluations cannot be compared with the base model's, in words.
 
         Args:
             conditions: how the images of the next evaluations are drawn and scored.
-            prompts: the prompts that they draw.
+            texts: the prompt of each image of the next evaluations.
         """
         if self._base is None:
             return ["the base model was not evaluated"]
         if self._base.weights is not None and self._base.weights.model != "base":
             return ["the run starts from a LoRA"]
         found = differences(self._base.conditions, conditions)
-        return found if self._base.seen.prompts[: len(prompts)] == list(prompts) else [*found, "evaluated prompts"]
+        planned = ImageScores(list(texts), image_seeds(texts), {})
+        return found if found or planned.pairs_with(self._base.seen) else ["prompts or seeds"]
+
+    def comparable(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The rows of metrics without what was measured on images that do not form pairs with the base model's.
+
+        Such rows are those of a run that was resumed with another sampler or other prompts, or whose first epochs an
+        earlier version evaluated: they cannot be held against the base model's metrics.
+
+        Args:
+            rows: the rows of the epochs so far.
+        """
+        return [row if self._is_comparable(row) else _without_evaluation(row) for row in rows]
+
+    def _is_comparable(self, row: Mapping[str, Any]) -> bool:
+        if self._base is None or not any(name.startswith("eval/") for name in row):
+            return True
+        try:
+            evaluation = read_evaluation(self._run.evaluation(row["epoch"]))
+        except UserError:  # `resume` has warned of it
+            return True
+        return evaluation is None or not unpaired(self._base, evaluation)
 
     def record_base(self, evaluation: Evaluation, tiles: Mapping[int, Tensor]) -> None:
         """Write the evaluation of the bare base model, with which the following evaluations are compared."""
@@ -95,3 +126,7 @@ class EvaluationHistory:
             return {}
         same = self._base.monitored == self._monitored
         return {n: v for n, v in self._base.metrics().items() if same or not n.startswith("monitor/")}
+
+
+def _without_evaluation(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: value for n, value in row.items() if n != GAIN and not n.startswith(("eval/", "monitor/"))}

@@ -87,7 +87,6 @@ class StoppingRules:
             UserError: if a rule needs a metric that was not measured.
         """
         rows = list(rows)
-        self._base = base
         for rule in self._rules:
             if rule.relative_to and not base.get(rule.metric):
                 found = f"is {base[rule.metric]:g}" if rule.metric in base else "was not measured as it is now"
@@ -97,6 +96,18 @@ class StoppingRules:
                 )
             if not rows and rule.metric != GAIN and rule.metric not in base:
                 raise UserError(_unmeasured(rule, base))
+        self.replay(base, rows)
+
+    def replay(self, base: Mapping[str, float], rows: Iterable[Mapping[str, Any]]) -> None:
+        """Decide from the rows of the epochs so far alone; a rule whose metric the base model lacks holds nowhere.
+
+        Args:
+            base: the base model's metrics.
+            rows: the rows of the epochs so far.
+        """
+        self.stop, self._base = None, base
+        self._streaks = [0] * len(self._rules)
+        self._healthy = {}
         for row in rows:
             self.observe(row)
 
@@ -104,7 +115,7 @@ class StoppingRules:
         """Take in a new row; rows without an evaluation change nothing."""
         if not _evaluated(row):
             return
-        held = [rule.metric in row and self._holds(rule, row[rule.metric]) for rule in self._rules]
+        held = [self._is_measured(rule, row) and self._holds(rule, row[rule.metric]) for rule in self._rules]
         self._streaks = [streak + 1 if now else 0 for streak, now in zip(self._streaks, held, strict=True)]
         if not any(held) and row.get(GAIN) is not None:
             self._healthy[row["epoch"]] = row[GAIN]
@@ -129,6 +140,9 @@ class StoppingRules:
         """The epoch with the largest gain, among those of `epochs` at which no rule held; None if there is none."""
         found = [(self._healthy[epoch], epoch) for epoch in epochs if epoch in self._healthy]
         return max(found)[1] if found else None
+
+    def _is_measured(self, rule: StopRule, row: Mapping[str, Any]) -> bool:
+        return rule.metric in row and (not rule.relative_to or rule.metric in self._base)
 
     def _bound(self, rule: StopRule) -> float:
         bound = rule.below if rule.below is not None else rule.above

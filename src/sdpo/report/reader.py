@@ -74,7 +74,12 @@ class Run:
     def start(self) -> Evaluation | None:
         """The evaluation before training of a run that starts from a LoRA; None for other runs."""
         before = self._before
-        return before if before is not None and before.weights is not None and before.weights.model == "start" else None
+        if before is None:
+            return None
+        if before.weights is not None:
+            return before if before.weights.model == "start" else None
+        lora = self.config.get("lora")  # a record of an earlier version does not say which weights it is of
+        return before if isinstance(lora, dict) and lora.get("path") is not None else None
 
     @property
     def _before(self) -> Evaluation | None:

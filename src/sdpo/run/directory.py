@@ -103,10 +103,13 @@ class RunDirectory:
         """Images of the base and the tuned model, side by side."""
         return self.path / "samples.png"
 
-    @property
-    def evaluate_output(self) -> Path:
-        """The file that `sdpo evaluate` writes by default."""
-        return self.path / "evaluation.json"
+    def evaluate_output(self, sampler: str | None = None) -> Path:
+        """The file that `sdpo evaluate` writes by default.
+
+        Args:
+            sampler: the name of a sampler other than the one that the run's evaluations use; None is that one.
+        """
+        return self.path / ("evaluation.json" if sampler is None else f"evaluation-{sampler}.json")
 
     @property
     def evaluations(self) -> Path:

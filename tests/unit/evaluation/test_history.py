@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from sdpo.evaluation.conditions import Conditions
+from sdpo.evaluation.evaluate import image_seeds
 from sdpo.evaluation.history import EvaluationHistory
 from sdpo.evaluation.record import GAIN, Evaluation, ImageScores
 from sdpo.run.directory import RunDirectory
@@ -80,3 +83,44 @@ def test_the_latest_evaluation_is_known_after_a_resume_and_a_damaged_one_is_left
     RunDirectory(tmp_path).evaluation(4).write_text("{")
     resumed.resume(9)
     assert resumed.latest.epoch == 2 and "epoch_0004.json is damaged" in caplog.text
+
+
+def conditions(eta: float) -> Conditions:
+    return Conditions("training", eta, None, {}, 1.0, [8, 8], "float32", {}, {})
+
+
+def drawn(epoch: int, texts: list[str], eta: float) -> Evaluation:
+    scores = ImageScores(texts, image_seeds(texts), {"r": {1: np.arange(len(texts)) + 1.0}})
+    return replace(evaluation(epoch), seen=scores, conditions=conditions(eta))
+
+
+@pytest.mark.parametrize(
+    ("texts", "eta", "reason"),
+    [
+        (["a", "b"], 0.0, []),
+        (["a", "b", "a", "b"], 0.0, []),  # more images of each prompt
+        (["a", "b"], 1.0, ["eta (0.0 and 1.0)"]),
+        (["a", "c"], 0.0, ["prompts or seeds"]),
+    ],
+)
+def test_a_base_models_evaluation_of_other_conditions_or_prompts_is_lacking(
+    tmp_path: Path, texts: list[str], eta: float, reason: list[str]
+) -> None:
+    history(tmp_path).record(drawn(0, ["a", "b"], 0.0), TILES)
+    resumed = history(tmp_path)
+    resumed.resume(0)
+    assert resumed.lacks_base(conditions(eta), texts) == reason
+
+
+def test_rows_of_other_conditions_or_prompts_are_not_held_against_the_base_model(tmp_path: Path) -> None:
+    whole, rows = history(tmp_path), []
+    made = [drawn(0, ["a", "b"], 0.0), drawn(1, ["a", "b"], 1.0), drawn(2, ["a", "c"], 0.0), drawn(3, ["a", "b"], 0.0)]
+    for each in made:
+        rows.append({"epoch": each.epoch, "train/loss": 1.0, **whole.record(each, TILES)})
+    rows.append({"epoch": 4, "train/loss": 1.0})
+    assert [GAIN in row for row in rows] == [True, False, False, True, False]
+    rows[1][GAIN] = 0.5  # the gain over the base model that the run had at that time
+    resumed = history(tmp_path)
+    resumed.resume(4)
+    left = [{"epoch": epoch, "train/loss": 1.0} for epoch in (1, 2)]
+    assert resumed.comparable(rows[1:]) == [*left, *rows[3:]]

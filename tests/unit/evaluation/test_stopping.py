@@ -53,6 +53,16 @@ def test_a_resumed_run_decides_as_the_undisturbed_one() -> None:
         assert resumed.stop == whole.stop and resumed.best(range(9)) == whole.best(range(9))
 
 
+def test_rules_start_again_from_other_rows_and_another_base() -> None:
+    guard = guarded({**HALVED, "patience": 1})
+    guard.observe(row(1, 0.1, gain=9))
+    assert guard.stop is not None
+    guard.replay({"monitor/diversity/4": 0.1}, [row(2, 0.1, gain=3)])
+    assert guard.stop is None and guard.best(range(9)) == 2
+    guard.replay({}, [row(1, 0.0)])
+    assert guard.stop is None, "a rule without a base holds nowhere"
+
+
 def test_absolute_bounds_and_several_rules() -> None:
     guard = guarded({"metric": "monitor/diversity/4", "above": 0.5}, {"metric": "eval_gain", "below": -1})
     guard.observe(row(1, 0.5, gain=-1))

@@ -214,22 +214,12 @@ def test_a_run_from_a_lora_is_compared_with_the_bare_base_model(
     assert gain == pytest.approx(np.mean([d / (s + 1e-8) for d, s in zip(differences, std, strict=True)]))
 
 
-def test_a_run_of_an_earlier_version_that_started_from_a_lora_has_no_base_model_in_its_report(run: Path) -> None:
-    without_conditions(run)
-    assert read_run(run).base is not None and read_run(run).start is None
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["lora"]["path"] = "other/lora"
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    found = read_run(run)
-    assert found.base is None and found.start is not None and found.start.epoch == 0
-
-
 def test_a_resumed_run_with_other_evaluated_prompts_gets_its_base_model_evaluated_anew(
     sdpo: Run, run: Path, tiny_overrides: list[str]
 ) -> None:
     words = [word for word in tiny_overrides if word != "epochs=2"]
     done = succeeded(sdpo("train", "emoji", *words, "epochs=3", "evaluate.prompts=[owl]", "--output-dir", str(run)))
-    assert "evaluated anew, as its evaluation cannot be compared with the next ones: evaluated prompts" in done.stderr
+    assert "evaluated anew, as its evaluation cannot be compared with the next ones: prompts or seeds" in done.stderr
     assert json.loads((run / "evaluation" / "base.json").read_text())["prompts"] == ["owl"]
     assert "eval_gain" in rows(run)[-1]
 
@@ -246,3 +236,13 @@ def test_a_run_of_all_weights_is_evaluated_beside_its_base_model(
         evaluation(tmp_path / "all", 1)["scores"]["colorfulness"]["2"], rel=1e-4
     )
     assert found["conditions"]["scheduler"]["set_alpha_to_one"] is True
+
+
+def test_a_run_of_an_earlier_version_that_started_from_a_lora_has_no_base_model_in_its_report(run: Path) -> None:
+    without_conditions(run)
+    assert read_run(run).base is not None and read_run(run).start is None
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["lora"]["path"] = "other/lora"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    found = read_run(run)
+    assert found.base is None and found.start is not None and found.start.epoch == 0

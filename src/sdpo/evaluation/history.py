@@ -74,7 +74,7 @@ class EvaluationHistory:
             return ["the run starts from a LoRA"]
         found = differences(self._base.conditions, conditions)
         planned = ImageScores(list(texts), image_seeds(texts), {})
-        return found if planned.pairs_with(self._base.seen) else [*found, "evaluated prompts or seeds"]
+        return found if planned.pairs_with(self._base.seen) else [*found, "prompts or seeds"]
 
     def comparable(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """The rows of metrics without what was measured on images that do not form pairs with the base model's.

@@ -67,7 +67,11 @@ def _evaluate(commands: Commands) -> None:
         "--prompts",
         help="named set of prompts, or .txt, .jsonl, .json or .csv file (default: those that the run evaluates)",
     )
-    evaluate.add_argument("--max-prompts", type=int, help="largest number of prompts, a fixed choice (default: all)")
+    evaluate.add_argument(
+        "--max-prompts",
+        type=int,
+        help="largest number of prompts, a fixed choice (default: all of --prompts; evaluate.max_prompts of the run's)",
+    )
     evaluate.add_argument("--reward", action="append", help="a reward; may be repeated (default: the run's rewards)")
     evaluate.add_argument("--images-per-prompt", type=int, default=4, help="images of each prompt (default: 4)")
     evaluate.add_argument(

@@ -19,9 +19,11 @@ from sdpo.loop.clock import Clock
 from sdpo.loop.collect import sample_and_score
 from sdpo.loop.counters import Counters
 from sdpo.loop.epoch_row import epoch_row
+from sdpo.loop.gradient_update import GradientUpdate
+from sdpo.loop.learned import Learned
 from sdpo.loop.normalization import normalize
-from sdpo.loop.policy_update import Metrics
 from sdpo.loop.scoring import Scores
+from sdpo.loop.update_result import Metrics
 from sdpo.method.types import Trajectories
 from sdpo.rewards.base import Reward
 from sdpo.run.directory import DEFAULT, RunDirectory, create
@@ -105,28 +107,34 @@ class Trainer:
         parts, session, epoch = self.parts, self.session, self.session.epoch + 1
         start, evaluations = time.perf_counter(), parts.policy.evaluations
         with parts.precision(), session.explaining_divergence(epoch):
-            trajectories, scores = self.collect(epoch)
-            advantages = self.credit(trajectories, scores)
-            metrics = self.update(epoch, trajectories, advantages)
+            learned = self.learn(epoch)
             spent = Counters(
-                images=trajectories.log_prob[..., 0].numel(),
-                reward_queries=scores.queries,
+                images=learned.images,
+                reward_queries=learned.queries,
                 denoiser_evaluations=parts.policy.evaluations - evaluations,
                 seconds=time.perf_counter() - start,
             )
-            counters = session.counters.plus(spent, parts.processes)
-            row = epoch_row(epoch, counters, metrics, scores, parts.optimization.learning_rate, parts.processes)
+            counters, rate = session.counters.plus(spent, parts.processes), parts.optimization.learning_rate
+            row = epoch_row(epoch, counters, learned.metrics, learned.rewards, rate, parts.processes)
             if parts.evaluator.is_due(epoch):
                 row |= session.evaluate(epoch, counters)
         session.save(epoch, row, counters)
         return row
 
-    def collect(self, epoch: int) -> tuple[Trajectories, Scores]:
-        """Sample and score this process's groups.
+    def learn(self, epoch: int) -> Learned:
+        """Make the epoch's policy update, its update by reward gradients, or both."""
+        learned = []
+        if self.parts.update is not None:
+            trajectories, scores = self.collect(epoch)
+            advantages = self.credit(trajectories, scores)
+            metrics = self.update(epoch, trajectories, advantages)
+            learned.append(Learned.from_policy(metrics, trajectories, scores))
+        if self.parts.gradient is not None:
+            learned.append(self.climb(epoch, self.parts.gradient))
+        return Learned.joined(learned)
 
-        Returns:
-            The trajectories of B groups, and their scores.
-        """
+    def collect(self, epoch: int) -> tuple[Trajectories, Scores]:
+        """Sample and score this process's groups; returns the trajectories of B groups, and their scores."""
         parts = self.parts
         prompts, indices = parts.batches.deal(epoch)
         sampled = parts.rollout(prompts, indices, epoch, self.session.micro_batches.sample)
@@ -137,13 +145,22 @@ class Trainer:
         """Turn dense rewards into advantages, normalised over the groups of all processes; float32 [B, K, T]."""
         parts = self.parts
         with parts.clock("advantage"):
-            returns = parts.algorithm.returns(scores.dense)
+            returns = parts.policy_update.algorithm.returns(scores.dense)
             return normalize(returns, trajectories, parts.normalizer, parts.processes)
 
     def update(self, epoch: int, trajectories: Trajectories, advantages: Tensor) -> Metrics:
         """Make the optimizer steps of an epoch, and refuse values that are not finite; returns the update's metrics."""
-        parts, micro_batch = self.parts, self.session.micro_batches.update
+        parts, update, micro_batch = self.parts, self.parts.policy_update, self.session.micro_batches.update
         with parts.clock("update"):
-            result = parts.update.run(trajectories, advantages, parts.denoiser, parts.embeddings, epoch, micro_batch)
-        parts.update.check(result, epoch, parts.processes)
+            result = update.run(trajectories, advantages, parts.denoiser, parts.embeddings, epoch, micro_batch)
+        update.check(result, epoch, parts.processes)
         return result.metrics
+
+    def climb(self, epoch: int, update: GradientUpdate) -> Learned:
+        """Sample this process's trajectories and climb the gradient of their rewards."""
+        parts, micro_batch = self.parts, self.session.micro_batches.update
+        prompts, indices = parts.batches.deal(epoch)
+        with parts.clock("update"), update.head.mix.resident():
+            outcome = update.run(prompts, indices, parts.embeddings, epoch, micro_batch)
+        update.check(outcome.result, epoch, parts.processes)
+        return Learned(outcome.result.metrics, outcome.rewards, len(prompts), outcome.queries)

@@ -46,7 +46,7 @@ class Plane(Backbone):
     def network(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         return self.network_module(latents, timesteps)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, gradient: bool = False) -> Tensor:
         return latents
 
     def denoiser(self, num_steps: int, eta: float) -> DDIM:

@@ -16,7 +16,7 @@ from sdpo.loop.reward_mix import RewardMix
 from sdpo.loop.rollout import final_images
 from sdpo.loop.scoring import Scorer
 from sdpo.method.advantages import GroupNormalizer, Normalizer, PairNormalizer, StepwiseNormalizer
-from sdpo.method.algorithms import ALGORITHMS
+from sdpo.method.algorithms import POLICY_ALGORITHMS
 from sdpo.method.reward_plans import AllSteps, FinalStep
 
 
@@ -41,7 +41,7 @@ def learn(normalizer: Normalizer, name: str = "sdpo", **setting: Any) -> tuple[d
     held = {"d3po": {"beta": 0.01, "clip_range": 0}, "prdp": {"log_ratio_scale": 20.0, "clip_range": 0.2}}
     scale = {"rebel": {}, **held}.get(name, {"clip_range": 0.2})
     setting = {**scale, **setting}
-    algorithm = ALGORITHMS[name](**setting)
+    algorithm = POLICY_ALGORITHMS[name](**setting)
     mix = RewardMix({"closeness": closeness}, {"closeness": 1.0})
     settings = update_settings(batch_size=32, whole_trajectories=algorithm.takes_trajectories)
     update = PolicyUpdate(policy, algorithm, settings, optimize(policy, torch.optim.AdamW, lr=0.05))

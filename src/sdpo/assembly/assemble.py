@@ -11,6 +11,7 @@ import torch
 
 from sdpo.assembly.callbacks import Callback, Callbacks
 from sdpo.assembly.checks import check_density
+from sdpo.assembly.gradient_update import make_gradient_update, probe_rewards, split_rewards
 from sdpo.assembly.micro_batches import choose_micro_batches, decode_batch
 from sdpo.assembly.model import (
     compile_network,
@@ -28,7 +29,7 @@ from sdpo.assembly.parts import Parts
 from sdpo.assembly.prompt_statistics import describe_statistics
 from sdpo.assembly.quiet_steps import describe_quiet_steps
 from sdpo.assembly.rewards import load_rewards
-from sdpo.assembly.update import first_step_is_shared, make_update
+from sdpo.assembly.update import first_step_is_shared, make_optimizer_of_run, make_policy_update
 from sdpo.assembly.user_objects import Given
 from sdpo.backbones import Backbone, PipelineBackbone
 from sdpo.config import Config
@@ -101,32 +102,39 @@ def build(
     lists = prompt_lists(config, prompts)
     warnings = [lists.describe_cut(config.evaluate.max_prompts), describe_statistics(config, len(lists.train))]
     config = with_own_dtype(config, processes.device)
+    names = dict.fromkeys([*config.rewards, *config.evaluate.observers]) if with_rewards else {}
+    rewards = load_rewards(config, names, processes.device, given.rewards)
+    plain, climbed = split_rewards(config, rewards) if with_rewards else ({}, {})
     backbone = _trainable_backbone(config, processes, given, sharding)
     config = with_own_guidance(config, backbone)
     denoiser = _training_schedule(config, backbone)
     for warning in [*warnings, describe_quiet_steps(config, denoiser)]:
         if warning and processes.is_main:
             logger.warning("%s", warning)
-    names = dict.fromkeys([*config.rewards, *config.evaluate.observers]) if with_rewards else {}
-    rewards = load_rewards(config, names, processes.device, given.rewards)
     warn_of_truncated(backbone, lists.texts)
+    probe_rewards(climbed, lists.train, backbone.image_size, processes.device)
     model = build_model(config, processes, lists.texts, backbone)
+    clock = clock or Clock()
     precision = partial(matrix_precision, config.model.tf32)
     with precision():
         compile_network(config, backbone, model.policy, denoiser, model.embeddings)
         micro_batches = choose_micro_batches(config, model.policy, denoiser, model.embeddings, processes)
-    update = make_update(config, model.policy, denoiser.ends_random, processes, sharding)
-    averaged = _averaged_weights(update.optimization)
+    optimization = make_optimizer_of_run(config, model.policy, denoiser.ends_random, processes, sharding)
+    update = make_policy_update(config, model.policy, denoiser.ends_random, processes, optimization)
+    gradient = make_gradient_update(model, climbed, optimization, clock)
+    averaged = _averaged_weights(optimization)
     groups, batch_size = config.sample.prompts_per_epoch, config.train.batch_size
     return Parts(
         **vars(model),
         prompts=lists.train,
         denoiser=denoiser,
-        algorithm=update.algorithm,
+        algorithm=config.build_algorithm(),
         batches=Batches(lists.train, groups, batch_size, config.seed, processes.rank, processes.count),
-        mix=RewardMix({name: rewards[name] for name in config.rewards if with_rewards}, config.rewards),
+        mix=RewardMix(plain, {name: config.rewards[name] for name in plain}),
         normalizer=config.build_normalizer(),
+        optimization=optimization,
         update=update,
+        gradient=gradient,
         evaluator=Evaluator(
             settings=config.evaluate,
             epochs=config.epochs,
@@ -140,7 +148,7 @@ def build(
         micro_batches=micro_batches,
         share_first_step=first_step_is_shared(config, denoiser.ends_random),
         callbacks=callbacks,
-        clock=clock or Clock(),
+        clock=clock,
         precision=precision,
     )
 

@@ -60,7 +60,8 @@ def check_density(config: Config, has_density: bool) -> None:
     Raises:
         UserError: if the algorithm has nothing to learn from.
     """
-    if config.build_algorithm().needs_log_prob and not has_density:
+    algorithm = config.policy_algorithm()
+    if algorithm is not None and algorithm.needs_log_prob and not has_density:
         raise UserError(
             f"sample.num_steps is {config.sample.num_steps}, whose only step is deterministic on this model's schedule "
             "and has no log-probability to learn from: use sample.num_steps=2 or more"

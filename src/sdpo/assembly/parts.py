@@ -15,13 +15,14 @@ from sdpo.evaluation.evaluator import Evaluator
 from sdpo.loop.batches import Batches
 from sdpo.loop.clock import Clock
 from sdpo.loop.collect import gather_scores
+from sdpo.loop.gradient_update import GradientUpdate
 from sdpo.loop.optimizer import Optimization
 from sdpo.loop.policy_update import PolicyUpdate
 from sdpo.loop.reward_mix import RewardMix
 from sdpo.loop.rollout import rollout
 from sdpo.loop.scoring import Scorer
 from sdpo.method.advantages import Normalizer
-from sdpo.method.algorithms import Algorithm
+from sdpo.method.algorithms import AnyAlgorithm
 from sdpo.method.denoisers import Denoiser
 from sdpo.method.types import Trajectories
 from sdpo.prompts import Prompt
@@ -34,11 +35,13 @@ class Parts(ModelParts):
     Attributes:
         prompts: the training prompts.
         denoiser: the schedule of T steps that is trained on.
-        algorithm: the objective with its credit rule and reward plan.
+        algorithm: the objective, of policy updates, reward gradients or both.
         batches: deals the prompts of each epoch.
-        mix: the trained rewards as one number.
+        mix: the trained rewards of policy updates as one number.
         normalizer: turns returns into advantages.
-        update: the losses of an epoch and the optimizer.
+        optimization: the optimizer of the trained weights, with their schedule and average.
+        update: the policy update; None where the algorithm makes none.
+        gradient: the update by the gradient of rewards; None where the algorithm follows none.
         evaluator: the evaluations of the run.
         micro_batches: groups a network call, as chosen for this machine; a resumed run keeps those of its start.
         share_first_step: whether a group's branches share the network evaluation of the first step.
@@ -49,11 +52,13 @@ class Parts(ModelParts):
 
     prompts: Sequence[Prompt]
     denoiser: Denoiser
-    algorithm: Algorithm[Any]
+    algorithm: AnyAlgorithm
     batches: Batches
     mix: RewardMix
     normalizer: Normalizer
-    update: PolicyUpdate
+    optimization: Optimization
+    update: PolicyUpdate | None
+    gradient: GradientUpdate | None
     evaluator: Evaluator
     micro_batches: MicroBatches
     share_first_step: bool
@@ -86,19 +91,20 @@ class Parts(ModelParts):
             share_first_step=self.share_first_step,
         )
 
+    @property
+    def policy_update(self) -> PolicyUpdate:
+        """The policy update of a run that makes one."""
+        assert self.update is not None, "asked for in runs with policy updates alone"
+        return self.update
+
     def scorer(self) -> Scorer:
         """Make the scorer of one epoch's trajectories."""
         return Scorer(
             self.backbone,
             self.mix,
-            self.algorithm.reward_plan,
+            self.policy_update.algorithm.reward_plan,
             decode_batch=self.decode_batch,
             batch_size=self.config.scoring.batch_size,
             gather=partial(gather_scores, processes=self.processes),
             clock=self.clock,
         )
-
-    @property
-    def optimization(self) -> Optimization:
-        """The optimizer of the trained weights, with their schedule and average."""
-        return self.update.optimization

@@ -18,7 +18,7 @@ def describe_statistics(config: Config, prompts: int) -> str:
         config: the configuration of a run.
         prompts: the number of training prompts.
     """
-    if not isinstance(config.build_normalizer(), BufferedNormalizer):
+    if config.policy_algorithm() is None or not isinstance(config.build_normalizer(), BufferedNormalizer):
         return ""
     least = config.advantage.min_count
     each = config.sample.prompts_per_epoch * config.build_algorithm().branches / prompts  # entries an epoch

@@ -19,9 +19,10 @@ def describe_quiet_steps(config: Config, denoiser: Denoiser) -> str:
         config: the configuration of a run.
         denoiser: the steps of its training sampler.
     """
-    if not config.build_algorithm().needs_log_prob:
+    algorithm, visited = config.policy_algorithm(), visits(config, denoiser.ends_random)
+    if algorithm is None or visited is None or not algorithm.needs_log_prob:
         return ""
-    eligible = visits(config, denoiser.ends_random).eligible(denoiser.num_steps)
+    eligible = visited.eligible(denoiser.num_steps)
     deviations = denoiser.std.tolist()[:eligible]
     quiet = {step: std for step, std in enumerate(deviations, start=1) if 0 < std < QUIET}
     if not quiet:

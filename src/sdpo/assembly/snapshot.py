@@ -45,6 +45,7 @@ def take_snapshot(
             "updater": parts.optimization.state_dict(),
             "normalizer": parts.normalizer.state_dict(),
             "mix": parts.mix.state_dict(),
+            **({"gradient_mix": parts.gradient.head.mix.state_dict()} if parts.gradient is not None else {}),
             "counters": dataclasses.asdict(spent.training),
             "evaluation_counters": dataclasses.asdict(spent.evaluation),
             "micro_batches": dataclasses.asdict(micro_batches),
@@ -79,6 +80,8 @@ def restore_snapshot(parts: Parts, checkpoint: Checkpoint) -> tuple[Spent, Micro
     parts.optimization.load_state_dict(state["updater"])
     parts.normalizer.load_state_dict(state["normalizer"])
     parts.mix.load_state_dict(state["mix"])
+    if parts.gradient is not None:
+        parts.gradient.head.mix.load_state_dict(state["gradient_mix"])
     settings = {"sample": config.sample.micro_batch, "update": config.train.micro_batch}
     kept = {name: state["micro_batches"][name] for name, setting in settings.items() if setting == "auto"}
     spent = Spent(Counters(**state["counters"]), Counters(**state.get("evaluation_counters", {})))

@@ -15,22 +15,25 @@ from sdpo.distributed.launch import Sharding
 from sdpo.distributed.processes import Processes
 from sdpo.distributed.shard import make_optimization
 from sdpo.errors import UserError
-from sdpo.loop.optimizer import alone, warmup_decay
+from sdpo.loop.optimizer import Optimization, alone, warmup_decay
 from sdpo.loop.policy import Policy
 from sdpo.loop.policy_update import PolicyUpdate, UpdateSettings
 from sdpo.loop.shared_first_step import shares_first_step
+from sdpo.loop.step_batch import KLForm
 from sdpo.loop.visits import Visits
 from sdpo.method.algorithms import Algorithm
 
 
-def visits(config: Config, ends_random: bool) -> Visits:
-    """The steps that the update of a run visits.
+def visits(config: Config, ends_random: bool) -> Visits | None:
+    """The steps that the policy update of a run visits; None where it makes none.
 
     Args:
         config: the configuration of a run.
         ends_random: whether the last step of the schedule is stochastic; a deterministic one has no density.
     """
-    train, algorithm = config.train, config.build_algorithm()
+    train, algorithm = config.train, config.policy_algorithm()
+    if algorithm is None:
+        return None
     return Visits(
         seed=config.seed,
         inner_epochs=train.inner_epochs,
@@ -56,11 +59,11 @@ def first_step_is_shared(config: Config, ends_random: bool) -> bool:
         config: the configuration of a run.
         ends_random: whether the last step of the schedule is stochastic.
     """
-    sample = config.sample
-    return shares_first_step(
+    sample, visited = config.sample, visits(config, ends_random)
+    return visited is not None and shares_first_step(
         sample.share_first_step,
         shared_noise=sample.shared_noise,
-        visits=visits(config, ends_random),
+        visits=visited,
         num_steps=sample.num_steps,
     )
 
@@ -73,7 +76,9 @@ def optimizer_steps(config: Config, ends_random: bool) -> int:
         ends_random: whether the last step of the schedule is stochastic.
     """
     batches = config.sample.prompts_per_epoch // config.train.batch_size
-    return visits(config, ends_random).optimizer_steps(batches, config.sample.num_steps)
+    visited, gradient = visits(config, ends_random), config.gradient_algorithm()
+    steps = visited.optimizer_steps(batches, config.sample.num_steps) if visited is not None else 0
+    return steps + (batches if gradient is not None else 0)
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
@@ -94,10 +99,10 @@ def make_optimizer(parameters: Iterable[nn.Parameter], train: TrainConfig) -> to
     return torch.optim.AdamW(parameters, fused=True, **settings)
 
 
-def make_update(
+def make_optimizer_of_run(
     config: Config, policy: Policy, ends_random: bool, processes: Processes, sharding: Sharding | None
-) -> PolicyUpdate:
-    """Make the update with its optimizer, learning-rate schedule and average of the weights.
+) -> Optimization:
+    """Make the optimizer with its learning-rate schedule and average of the weights.
 
     Args:
         config: the configuration of a run.
@@ -110,20 +115,13 @@ def make_update(
         UserError: if the package of the 8-bit optimizer is not installed.
     """
     train = config.train
-    settings = UpdateSettings(
-        batch_size=train.batch_size // processes.count,
-        visits=visits(config, ends_random),
-        kl_weight=train.kl_weight,
-        kl_form=train.kl_form,
-        skip_nonfinite=train.on_nonfinite == "skip",
-    )
     steps = config.epochs * optimizer_steps(config, ends_random)
 
     def make(tensors: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, LRScheduler]:
         optimizer = make_optimizer(tensors, train)
         return optimizer, LambdaLR(optimizer, warmup_decay(train.lr_schedule, train.warmup_steps, steps))
 
-    optimization = make_optimization(
+    return make_optimization(
         sharding,
         policy.backbone,
         processes,
@@ -134,4 +132,29 @@ def make_update(
         all_reduce=processes.mean if processes.count > 1 else alone,
         scaled=policy.dtype == torch.float16 and policy.backbone.device.type == "cuda",
     )
-    return PolicyUpdate(policy, config.build_algorithm(), settings, optimization)
+
+
+def make_policy_update(
+    config: Config, policy: Policy, ends_random: bool, processes: Processes, optimization: Optimization
+) -> PolicyUpdate | None:
+    """Make the policy update of a run; None where its algorithm makes none.
+
+    Args:
+        config: the configuration of a run.
+        policy: the policy that is trained.
+        ends_random: whether the last step of the schedule is stochastic.
+        processes: the processes that share the batches.
+        optimization: the optimizer of the run.
+    """
+    train, algorithm, visited = config.train, config.policy_algorithm(), visits(config, ends_random)
+    if algorithm is None or visited is None:
+        return None
+    form: KLForm = "flow_grpo" if train.kl_form == "flow_grpo" else "transition"
+    settings = UpdateSettings(
+        batch_size=train.batch_size // processes.count,
+        visits=visited,
+        kl_weight=0.0 if train.kl_form == "clean" else train.kl_weight,
+        kl_form=form,
+        skip_nonfinite=train.on_nonfinite == "skip",
+    )
+    return PolicyUpdate(policy, algorithm, settings, optimization)

@@ -76,8 +76,16 @@ class Backbone(ABC):
         """
 
     @abstractmethod
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode clean latents [N, C, H, W] to images, float32 [N, 3, H, W] in [0, 1], without gradient."""
+    def decode(self, latents: Tensor, gradient: bool = False) -> Tensor:
+        """Decode clean latents to images.
+
+        Args:
+            latents: Clean latents, [N, C, H, W].
+            gradient: Whether autograd records the call, for a reward whose gradient reaches the latents.
+
+        Returns:
+            Images, float32 [N, 3, H, W] in [0, 1]. Values that are clamped to this range pass no gradient.
+        """
 
     @abstractmethod
     def denoiser(self, num_steps: int, eta: float) -> Denoiser:

@@ -56,6 +56,7 @@ class PipelineBackbone(SavableBackbone):
         pipeline.set_progress_bar_config(disable=True)
         super().__init__(pipeline.to(device))
         self.device = device
+        self._noise_dtype: torch.dtype = pipeline.vae.dtype
         self.guidance = self.network_guidance()
         for module in (self.network_module, pipeline.vae, *self.text_modules()):
             module.requires_grad_(False).eval()
@@ -100,8 +101,7 @@ class PipelineBackbone(SavableBackbone):
     @property
     def noise_dtype(self) -> torch.dtype:
         """The type in which the pipeline's own call draws its noise: that of the frozen weights."""
-        dtype: torch.dtype = self.pipeline.vae.dtype
-        return dtype
+        return self._noise_dtype
 
     # -- shapes, which families override where theirs differ -------------------------------------------------
 
@@ -190,10 +190,21 @@ class PipelineBackbone(SavableBackbone):
             elif module is not None:
                 setattr(self.pipeline, name, None)
 
-    def decode_with_vae(self, latents: Tensor) -> Tensor:
+    def checkpoint_activations(self) -> None:
+        """Recompute the activations of the network, and of the decoder where it can, in the backward pass."""
+        super().checkpoint_activations()
+        if getattr(self.pipeline.vae, "_supports_gradient_checkpointing", False):
+            self.pipeline.vae.enable_gradient_checkpointing()
+
+    def decode_with_vae(self, latents: Tensor, gradient: bool = False) -> Tensor:
         """Decode latents in the decoder's own scale to images [N, 3, H, W] in [0, 1].
 
-        A decoder that overflows in float16 runs in float32, as in the pipelines' own calls.
+        A decoder that overflows in float16 runs in float32, as in the pipelines' own calls. After a call with gradient
+        it stays in float32, since the backward pass needs these weights.
+
+        Args:
+            latents: latents in the decoder's own scale, [N, C, H, W].
+            gradient: whether autograd records the call.
         """
         vae = self.pipeline.vae
         dtype = vae.dtype
@@ -201,10 +212,10 @@ class PipelineBackbone(SavableBackbone):
         if upcast:
             vae.float()
         try:
-            with torch.no_grad():
+            with torch.set_grad_enabled(gradient):
                 pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         finally:
-            if upcast:
+            if upcast and not gradient:
                 vae.to(dtype)
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 

@@ -12,11 +12,12 @@ import functools
 import sys
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from sdpo.errors import UserError, cause, nearest
+from sdpo.method.algorithms import GRADIENT_ALGORITHMS, POLICY_ALGORITHMS, Algorithm, RewardGradient
 from sdpo.method.credit import CREDITS, Credit
 from sdpo.method.reward_plans import REWARD_PLANS, RewardPlan
 from sdpo.system.dotted_path import resolve
@@ -25,11 +26,15 @@ LARGEST = 2**31 - 1
 """The largest number that a configuration may hold, seeds apart."""
 
 T = TypeVar("T")
+Base = type[T] | tuple[type[T], ...]
+"""A class that an object's class must be derived from, or several of which one will do."""
 
 # Fields of these types are named objects themselves.
 _NESTED: dict[type, tuple[Mapping[str, type], str]] = {
     Credit: (CREDITS, "credit rule"),
     RewardPlan: (REWARD_PLANS, "reward plan"),
+    Algorithm: (POLICY_ALGORITHMS, "algorithm"),
+    RewardGradient: (GRADIENT_ALGORITHMS, "algorithm"),
 }
 
 
@@ -69,13 +74,13 @@ class Named(Generic[T]):
         return {"name": self.name, **self.fields} if self.fields else self.name
 
 
-def build_named(value: Any, registry: Mapping[str, type[T]], base: type[T], what: str) -> T:
+def build_named(value: Any, registry: Mapping[str, type[T]], base: Base[T], what: str) -> T:
     """Build the object that a value of a configuration names.
 
     Args:
         value: a name, a dotted path, or a mapping of `name` and fields.
         registry: the classes that come with the package, by name.
-        base: the class that the object's class must be derived from.
+        base: the class that the object's class must be derived from; of several, one.
         what: the kind of object, for messages: "algorithm".
 
     Raises:
@@ -87,13 +92,13 @@ def build_named(value: Any, registry: Mapping[str, type[T]], base: type[T], what
         raise UserError(f"{what}: {error}") from error
 
 
-def validate_named(value: Any, registry: Mapping[str, type[T]], base: type[T], what: str) -> Named[T]:
+def validate_named(value: Any, registry: Mapping[str, type[T]], base: Base[T], what: str) -> Named[T]:
     """Build the object that a value of a configuration names, and describe it as plain data.
 
     Args:
         value: a name, a dotted path, or a mapping of `name` and fields.
         registry: the classes that come with the package, by name.
-        base: the class that the object's class must be derived from.
+        base: the class that the object's class must be derived from; of several, one.
         what: the kind of object, for messages: "algorithm".
 
     Raises:
@@ -135,7 +140,7 @@ def _example(what: str) -> str:
     return f"my_module:My{what.title().replace(' ', '')}"
 
 
-def _find_class(name: str, registry: Mapping[str, type], base: type, what: str) -> type:
+def _find_class(name: str, registry: Mapping[str, type], base: type | tuple[type, ...], what: str) -> type:
     try:
         found = resolve(name, registry, what, _example(what))
     except UserError as error:
@@ -143,9 +148,15 @@ def _find_class(name: str, registry: Mapping[str, type], base: type, what: str) 
     if not isinstance(found, type):
         raise NamedError([("", f"{name!r} is a {type(found).__name__}; name a class")])
     if not issubclass(found, base):
-        package = "sdpo" if base.__module__.startswith("sdpo.") else base.__module__
-        raise NamedError([("", f"{name!r} is not a subclass of {package}.{base.__name__}; derive it from that class")])
+        legal = " or ".join(_qualified(kind) for kind in (base if isinstance(base, tuple) else (base,)))
+        raise NamedError([("", f"{name!r} is not a subclass of {legal}; derive it from that class")])
     return found
+
+
+def _qualified(kind: type) -> str:
+    """The name under which users import a class."""
+    package = "sdpo" if kind.__module__.startswith("sdpo.") else kind.__module__
+    return f"{package}.{kind.__name__}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +207,7 @@ def _describe(found: type, field: dataclasses.Field[Any]) -> _Field:
     required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     try:
         hint = _hint(found, field)
+        hint = get_origin(hint) if get_origin(hint) in _NESTED else hint  # Algorithm[Any]
         for base, (registry, what) in _NESTED.items():
             if isinstance(hint, type) and issubclass(hint, base):
                 return _Field(required, (registry, hint, what), None)

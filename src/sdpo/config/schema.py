@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from sdpo.config import plain_yaml
+from sdpo.config.algorithm_checks import check_policy_settings_unset, check_step_numbers, resolve_kl_form
 from sdpo.config.earlier import as_meant
 from sdpo.config.load import DEFAULT_ALGORITHM, explain, merge, read_mapping
 from sdpo.config.named import build_named, name_of, validate_named
@@ -32,7 +33,7 @@ from sdpo.config.sections import (
 )
 from sdpo.errors import UserError
 from sdpo.method.advantages import NORMALIZERS, Normalizer, StepwiseNormalizer
-from sdpo.method.algorithms import ALGORITHMS, Algorithm
+from sdpo.method.algorithms import ALGORITHMS, KINDS, Algorithm, AnyAlgorithm, Hybrid, RewardGradient
 from sdpo.method.credit import CREDITS
 from sdpo.system.log import is_main_process, logger
 
@@ -86,15 +87,13 @@ class Config(Section):
         value = {"name": DEFAULT_ALGORITHM, **value} if isinstance(value, Mapping) else value
         if not imports_classes(info):
             return {"name": value} if isinstance(value, str) else value
-        found = validate_named(value, ALGORITHMS, Algorithm, "algorithm")  # type: ignore[type-abstract]
+        found = validate_named(value, ALGORITHMS, KINDS, "algorithm")
         return {"name": found.name, **found.fields}
 
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Config:
         if imports_classes(info):
-            algorithm = self.build_algorithm()
-            self._take_normalizer_of(algorithm)
-            self._check_algorithm(algorithm)
+            self._check_kinds()
         if self.train.kl_form == "flow_grpo" and self.sample.noise_form != "flow_grpo":
             raise ValueError(
                 "train.kl_form=flow_grpo is defined for sample.noise_form=flow_grpo, which is "
@@ -104,6 +103,26 @@ class Config(Section):
         self._check_rewards()
         self._check_batches()
         return self
+
+    def _check_kinds(self) -> None:
+        """Check the algorithm against the other sections, and set what it decides."""
+        name, policy, gradient = self.algorithm["name"], self.policy_algorithm(), self.gradient_algorithm()
+        self.train = resolve_kl_form(self.train, name, policy is not None, gradient is not None)
+        if policy is not None:
+            self._take_normalizer_of(policy)
+            self._check_algorithm(policy)
+        else:
+            check_policy_settings_unset(self.sample, self.train, name)
+            self._drop_advantages(name)
+        if gradient is not None:
+            check_step_numbers(gradient, self.sample)
+
+    def _drop_advantages(self, name: str) -> None:
+        """Set the section `advantage` to its defaults, and say so: nothing is normalised without branches."""
+        if self.advantage != AdvantageConfig():
+            if is_main_process():
+                logger.warning("advantage: %s learns from no advantages; the section has no effect", name)
+            self.advantage = AdvantageConfig()
 
     def _take_normalizer_of(self, algorithm: Algorithm[Any]) -> None:
         """Set the normaliser that is part of the algorithm's definition, and say so where another one was set.
@@ -190,13 +209,35 @@ class Config(Section):
                 f"or sample.prompts_per_epoch={max(1, round(prompts / batch)) * batch}"
             )
 
-    def build_algorithm(self) -> Algorithm[Any]:
+    def build_algorithm(self) -> AnyAlgorithm:
         """Build the algorithm with its settings.
 
         Raises:
             UserError: if the user's own class has changed since the configuration was read.
         """
-        return build_named(self.algorithm, ALGORITHMS, Algorithm, "algorithm")  # type: ignore[type-abstract]
+        return build_named(self.algorithm, ALGORITHMS, KINDS, "algorithm")
+
+    def policy_algorithm(self) -> Algorithm[Any] | None:
+        """Build the algorithm of policy updates; None where the run makes none.
+
+        Raises:
+            UserError: if the user's own class has changed since the configuration was read.
+        """
+        algorithm = self.build_algorithm()
+        if isinstance(algorithm, Hybrid):
+            return algorithm.policy
+        return algorithm if isinstance(algorithm, Algorithm) else None
+
+    def gradient_algorithm(self) -> RewardGradient | None:
+        """Build the algorithm of reward gradients; None where the run follows none.
+
+        Raises:
+            UserError: if the user's own class has changed since the configuration was read.
+        """
+        algorithm = self.build_algorithm()
+        if isinstance(algorithm, Hybrid):
+            return algorithm.gradient
+        return algorithm if isinstance(algorithm, RewardGradient) else None
 
     def build_normalizer(self) -> Normalizer:
         """Build the advantage normaliser, without any statistics yet.
@@ -204,7 +245,9 @@ class Config(Section):
         Raises:
             UserError: if the user's own class has changed since the configuration was read.
         """
-        return self.build_algorithm().own_normalizer() or self._configured_normalizer()
+        policy = self.policy_algorithm()
+        own = policy.own_normalizer() if policy is not None else None
+        return own or self._configured_normalizer()
 
     def _configured_normalizer(self) -> Normalizer:
         value = self.advantage.normalizer

@@ -158,7 +158,9 @@ class TrainConfig(Section):
 
     `kl_weight`: the weight of the KL divergence from the reference model. `kl_form`: its scale: `transition` is the
     divergence of a step's two Gaussians; `flow_grpo` is that of Flow-GRPO, smaller by the step's length Δ, for
-    `sample.noise_form=flow_grpo`. `reference`: the model that the divergence and the algorithms d3po and prdp refer to:
+    `sample.noise_form=flow_grpo`; `clean` is that of two Gaussians of variance 1 around the predicted clean latents,
+    ½ mean (x̂ − x̂_ref)², and needs no log-probability (null: `clean` for reward gradients, else `transition`).
+    `reference`: the model that the divergence and the algorithms d3po and prdp refer to:
     `base` is the base model; `start` is the model that the run starts from, which differs where `lora.path` is set.
 
     `on_nonfinite`: `stop` ends the run where a loss, gradient or log-probability is NaN or infinite; `skip` leaves out
@@ -183,7 +185,7 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = False
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     kl_weight: Annotated[float, Field(ge=0)] = 0.0
-    kl_form: Literal["transition", "flow_grpo"] = "transition"
+    kl_form: Literal["transition", "flow_grpo", "clean"] | None = None
     reference: Literal["base", "start"] = "base"
     on_nonfinite: Literal["stop", "skip"] = "stop"
 

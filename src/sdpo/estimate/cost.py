@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sdpo.assembly.checks import check_processes
 from sdpo.assembly.update import first_step_is_shared, optimizer_steps, visits
 from sdpo.config import Config
 from sdpo.estimate.model_sizes import model_facts
 from sdpo.estimate.preflight import ends_random
+from sdpo.loop.gradient_update import gradient_evaluations
+from sdpo.method.algorithms import Algorithm, RewardGradient
+from sdpo.method.seeds import generator
+
+_DRAWS = 64  # draws of rewarded steps over which an update's cost is averaged
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,27 @@ def epoch_cost(config: Config) -> EpochCost:
     Args:
         config: a configuration whose references have been checked.
     """
-    sample, algorithm, random_end = config.sample, config.build_algorithm(), ends_random(config)
+    guidance, costs = guided_evaluations(config), []
+    if (policy := config.policy_algorithm()) is not None:
+        costs.append(_policy_cost(config, policy, guidance))
+    if (gradient := config.gradient_algorithm()) is not None:
+        costs.append(_gradient_cost(config, gradient, guidance))
+    trajectories, queries, forward, backward = map(sum, zip(*costs, strict=True))
+    return EpochCost(trajectories, queries, forward, backward, optimizer_steps(config, ends_random(config)))
+
+
+def guided_evaluations(config: Config) -> int:
+    """The network evaluations of one latent at one step: two with classifier-free guidance, else one."""
+    guided = config.sample.guidance_scale not in (None, 1)
+    return 2 if guided and not model_facts(config.model.path).embeds_guidance else 1
+
+
+def _policy_cost(config: Config, algorithm: Algorithm[Any], guidance: int) -> tuple[int, int, int, int]:
+    """Trajectories, queries, and evaluations without and with gradient of an epoch's policy update."""
+    sample, random_end = config.sample, ends_random(config)
     plan, steps = algorithm.reward_plan, visits(config, random_end)
+    assert steps is not None, "the algorithm makes policy updates"
     trajectories = sample.prompts_per_epoch * algorithm.branches
-    guidance = 2 if sample.guidance_scale not in (None, 1) and not model_facts(config.model.path).embeds_guidance else 1
     # At the first step, which all branches of a group have in common, one evaluation or query serves the group.
     shared = trajectories - sample.prompts_per_epoch if first_step_is_shared(config, random_end) else 0
     queries = plan.max_queries(sample.num_steps) * trajectories
@@ -48,10 +71,27 @@ def epoch_cost(config: Config) -> EpochCost:
     visited, eligible = steps.visited(sample.num_steps), steps.eligible(sample.num_steps)
     backward = (trajectories * visited - round(shared * visited / eligible)) * steps.inner_epochs * guidance
     # The reference model: once for both uses in a step, but apart where the loss joins all steps of a trajectory.
-    uses = [config.train.kl_weight > 0, algorithm.needs_reference]
+    uses = [config.train.kl_weight > 0 and config.train.kl_form != "clean", algorithm.needs_reference]
     forward += backward * (sum(uses) if algorithm.takes_trajectories else any(uses))
     forward += backward if algorithm.takes_trajectories else 0  # all steps, before the first gradient
-    return EpochCost(trajectories, queries, forward, backward, optimizer_steps(config, random_end))
+    return trajectories, queries, forward, backward
+
+
+def _gradient_cost(config: Config, algorithm: RewardGradient, guidance: int) -> tuple[int, int, int, int]:
+    """Trajectories, queries, and evaluations without and with gradient of an epoch's update by reward gradients.
+
+    Where updates draw their number of steps or the rewarded steps, these are means over many draws.
+    """
+    counts = algorithm.num_steps or [config.sample.num_steps]
+    draws = [algorithm.terms(count, generator("cost", count, draw)) for count in counts for draw in range(_DRAWS)]
+    costs = [gradient_evaluations(terms) for terms in draws]
+    each = config.sample.prompts_per_epoch / len(draws)
+    penalised = config.train.kl_weight > 0 and config.train.kl_form == "clean"
+    queries = sum(cost.rewarded for cost in costs) * each
+    forward = sum(cost.forward + penalised * cost.rewarded for cost in costs) * each * guidance
+    backward = sum(cost.backward for cost in costs) * each * guidance
+    queries *= algorithm.reward_augment.copies
+    return config.sample.prompts_per_epoch, round(queries), round(forward), round(backward)
 
 
 def describe_cost(config: Config) -> str:

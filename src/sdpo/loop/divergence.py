@@ -57,7 +57,7 @@ class NonFinite:
 
     Attributes:
         optimizer_step: the optimizer step of the epoch, from 0.
-        kind: 0 for a log-probability, 1 for a loss, 2 for a gradient.
+        kind: 0 for a log-probability or another watched tensor, 1 for a loss, 2 for a gradient.
         what: the tensor, with its step and prompt.
     """
 
@@ -73,24 +73,26 @@ class FiniteWatch:
 
     Args:
         prompts: the prompts of the B groups.
+        quantity: the name of the tensor whose values are watched beside the loss, for messages.
     """
 
-    def __init__(self, prompts: list[str]) -> None:
+    def __init__(self, prompts: list[str], quantity: str = "log-probability") -> None:
         self._prompts = prompts
+        self._quantity = quantity
         self._forward: list[tuple[int, slice, Tensor, Tensor]] = []  # optimizer step, groups, their steps, flags
         self._norms: list[Tensor | None] = []
         self._names: list[str] = []
 
-    def add(self, rows: slice, steps: Tensor, log_prob: Tensor, loss: Tensor) -> None:
+    def add(self, rows: slice, steps: Tensor, values: Tensor, loss: Tensor) -> None:
         """Take in a micro-batch.
 
         Args:
             rows: the n groups of the micro-batch among the B.
             steps: the step of each group, int64 [n], on the CPU.
-            log_prob: log-probabilities, [n, K].
+            values: the watched tensor, such as log-probabilities, [n, …].
             loss: the loss, a scalar.
         """
-        flags = torch.cat([log_prob.detach().isfinite().all(1), loss.detach().isfinite()[None]])
+        flags = torch.cat([values.detach().flatten(1).isfinite().all(1), loss.detach().isfinite()[None]])
         self._forward.append((len(self._norms), rows, steps, flags))
 
     def poison(self, gradient: Tensor) -> None:
@@ -130,7 +132,7 @@ class FiniteWatch:
             at = [f"step {s} for prompt {p!r}" for s, p in zip(steps.tolist(), self._prompts[rows], strict=True)]
             *fine, _ = own.tolist()
             if not all(fine):
-                return NonFinite(optimizer_step, 0, f"the log-probability of {at[fine.index(False)]}")
+                return NonFinite(optimizer_step, 0, f"the {self._quantity} of {at[fine.index(False)]}")
             return NonFinite(optimizer_step, 1, f"the loss of {', '.join(at)}")
         return None
 

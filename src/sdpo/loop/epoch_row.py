@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -11,14 +12,32 @@ from torch import Tensor
 from sdpo.loop.collectives import Collectives
 from sdpo.loop.counters import Counters
 from sdpo.loop.divergence import NotFiniteError
-from sdpo.loop.scoring import Scores
+
+
+@dataclass(frozen=True)
+class EpochRewards:
+    """The rewards of an epoch's images, on one process.
+
+    Attributes:
+        first: mixed rewards of the first steps' images, of any shape; None where none was scored.
+        last: mixed rewards of the last steps' images, of any shape; None where none was scored.
+        raw: mean raw score of the last steps' images, by reward.
+    """
+
+    first: Tensor | None
+    last: Tensor | None
+    raw: dict[str, Tensor]
+
+
+OF_LOG_PROBABILITIES = ("train/clip_fraction", "train/on_policy_log_ratio")
+"""Metrics that every row has, and that are null where nothing is learned from log-probabilities."""
 
 
 def epoch_row(
     epoch: int,
     counters: Counters,
     update: Mapping[str, Tensor],
-    scores: Scores,
+    rewards: EpochRewards,
     learning_rate: float,
     processes: Collectives,
 ) -> dict[str, Any]:
@@ -28,7 +47,7 @@ def epoch_row(
         epoch: the epoch, from 1.
         counters: the costs of the run up to and including the epoch.
         update: the metrics of the update by name, scalars.
-        scores: the scores of this process's trajectories.
+        rewards: the rewards of this process's images.
         learning_rate: the learning rate of the next optimizer step.
         processes: the processes that share the epoch.
 
@@ -38,11 +57,12 @@ def epoch_row(
     row: dict[str, Any] = {"epoch": epoch, **vars(counters)}
     for name, value in update.items():
         row[f"train/{name}"] = value.item()
+    row |= {name: None for name in OF_LOG_PROBABILITIES if name not in row}
     row["train/learning_rate"] = learning_rate
     # A plan that scores the last step alone never looks at the first step's image.
-    row["reward/first_step"] = None if scores.first is None else processes.mean(scores.first.mean()).item()
-    row["reward/last_step"] = processes.mean(scores.last.mean()).item()
-    for name, value in scores.raw.items():
+    row["reward/first_step"] = None if rewards.first is None else processes.mean(rewards.first.mean()).item()
+    row["reward/last_step"] = None if rewards.last is None else processes.mean(rewards.last.mean()).item()
+    for name, value in rewards.raw.items():
         row[f"reward/{name}"] = processes.mean(value).item()
     bad = [name for name, value in row.items() if value is not None and not math.isfinite(value)]
     if bad:

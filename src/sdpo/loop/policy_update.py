@@ -13,18 +13,15 @@ import torch
 from torch import Tensor
 
 from sdpo.loop.collectives import Collectives
-from sdpo.loop.divergence import FiniteWatch, NotFiniteError
+from sdpo.loop.divergence import FiniteWatch
 from sdpo.loop.optimizer import Optimization
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.loop.step_batch import EpochData, KLForm, StepEvaluator
+from sdpo.loop.update_result import Metrics, StepMetrics, UpdateResult, check_update
 from sdpo.loop.visits import Visits
 from sdpo.method.algorithms import Algorithm
 from sdpo.method.denoisers import Denoiser
 from sdpo.method.types import Trajectories, TrajectoryBatch
-from sdpo.system.log import logger
-
-Metrics = dict[str, Tensor]
-"""Scalars on the device by name."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +41,6 @@ class UpdateSettings:
     kl_weight: float = 0.0
     kl_form: KLForm = "transition"
     skip_nonfinite: bool = False
-
-
-@dataclass(frozen=True)
-class UpdateResult:
-    """The outcome of an epoch's update.
-
-    Attributes:
-        metrics: scalars on the device, averaged over the epoch's optimizer steps; 0 where none was made.
-        watch: the flags that say which values were not finite.
-    """
-
-    metrics: Metrics
-    watch: FiniteWatch
 
 
 class PolicyUpdate:
@@ -103,21 +87,17 @@ class PolicyUpdate:
         """
         data = EpochData(trajectories, advantages, denoiser, embeddings, embeddings.rows(trajectories.prompts))
         watch = FiniteWatch(trajectories.prompts)
-        sums: Metrics = {}
-        made: list[Tensor] = []  # whether each optimizer step was made
+        steps_made = StepMetrics(self.optimization, self.settings.skip_nonfinite)
         on_policy: Tensor | None = None
         for rows, steps in self._minibatches(trajectories, epoch):
             metrics, deviation = self._accumulate(data, rows, steps, micro_batch, watch)
-            norm = self.optimization.step(watch)
-            made.append(norm.isfinite())
+            steps_made.add(metrics, self.optimization.step(watch))
             if on_policy is None:
                 # Before the first update both policies are the same; the difference is rounding.
-                on_policy = torch.where(made[0], deviation, 0.0)
-            for name, value in {**metrics, "grad_norm": norm}.items():
-                value = torch.where(made[-1], value, 0.0)
-                sums[name] = sums[name] + value if name in sums else value
+                on_policy = torch.where(steps_made.made[0], deviation, 0.0)
         assert on_policy is not None, "an epoch has at least one minibatch"
-        return UpdateResult(self._means(sums, made, on_policy), watch)
+        means = {**steps_made.means(), "on_policy_log_ratio": self.optimization.all_reduce(on_policy)}
+        return UpdateResult(means, watch)
 
     def check(self, result: UpdateResult, epoch: int, processes: Collectives) -> None:
         """Refuse an update whose values are not finite, on all processes alike; warn of steps that may be skipped.
@@ -130,22 +110,7 @@ class PolicyUpdate:
         Raises:
             NotFiniteError: naming the first value that is not finite, or the first such weight.
         """
-        watch = result.watch
-        found = [value for value in processes.gather([watch.first()]) if value is not None]
-        if found:
-            first = min(found)
-            if not self.settings.skip_nonfinite or result.metrics["skipped_steps"] >= watch.optimizer_steps:
-                raise NotFiniteError(f"{first.what}, in optimizer step {first.optimizer_step + 1},")
-            if processes.is_main:
-                logger.warning(
-                    "epoch %d: %s was not finite; its optimizer step, and others like it, were skipped",
-                    epoch,
-                    first.what,
-                )
-        own = torch.stack([t.isfinite().all() for t in self.optimization.tensors]).tolist()
-        finite = [all(parts) for parts in zip(*processes.gather([own]), strict=True)]
-        if not all(finite):  # finite gradients can do that too; such weights are never saved
-            raise NotFiniteError(f"the weight {self.optimization.names[finite.index(False)]}")
+        check_update(result, self.optimization, self.settings.skip_nonfinite, epoch, processes)
 
     def _minibatches(self, trajectories: Trajectories, epoch: int) -> Iterator[tuple[range, Sequence[Tensor | None]]]:
         """The groups of each minibatch, and what its optimizer step accumulates.
@@ -164,16 +129,6 @@ class PolicyUpdate:
             for accumulated in each:
                 for start in range(0, groups, size):
                     yield range(start, start + size), accumulated
-
-    def _means(self, sums: Metrics, made: list[Tensor], on_policy: Tensor) -> Metrics:
-        """Average metrics over the optimizer steps that were made, and over all processes."""
-        average, count = self.optimization.all_reduce, torch.stack(made).sum()
-        # Without any optimizer step all means are 0: the scaler lowers its scale, and the next epoch continues.
-        means = {name: average(value / count.clamp(min=1)) for name, value in sums.items()}
-        if self.settings.skip_nonfinite or self.optimization.scaler.is_enabled():
-            means["skipped_steps"] = len(made) - count
-        means["on_policy_log_ratio"] = average(on_policy)
-        return means
 
     def _accumulate(
         self, data: EpochData, rows: range, steps: Sequence[Tensor | None], micro_batch: int, watch: FiniteWatch

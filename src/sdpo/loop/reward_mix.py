@@ -81,6 +81,28 @@ class RewardMix:
             squares = squares + (new - new.mean()).square().sum() + shift.square() * count * len(new) / total
             self._moments[name] = torch.stack([total, mean + shift * len(new) / total, squares])
 
+    @property
+    def lacks_statistics(self) -> bool:
+        """Whether several rewards are to be standardised, and no score has been observed yet."""
+        return len(self.rewards) > 1 and any(moments[0] == 0 for moments in self._moments.values())
+
+    def with_gradient(
+        self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Score N images, and record the gradient of the mixed reward at the images.
+
+        Args:
+            images: float32 [N, 3, H, W] in [0, 1].
+            prompts: N prompts.
+            metadata: N mappings, the further fields of the prompts.
+
+        Returns:
+            The mixed reward with gradient, float32 [N], standardised by the scores observed so far; and the raw scores
+            of every reward without gradient, float32 [N] each.
+        """
+        scores = {name: reward.with_gradient(images, prompts, metadata) for name, reward in self.rewards.items()}
+        return self.combine(scores), {name: values.detach() for name, values in scores.items()}
+
     def combine(self, scores: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of raw scores.
 

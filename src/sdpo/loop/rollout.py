@@ -60,7 +60,7 @@ def rollout(
     """
     for rows in _slices(len(prompts), micro_batch):
         texts, index = [p.text for p in prompts[rows]], sample_index[rows]
-        start, noise = _draw_noise(policy, denoiser, [(seed, epoch, i) for i in index], branches, shared_noise)
+        start, noise = draw_noise(policy, denoiser, [(seed, epoch, i) for i in index], branches, shared_noise)
         walk = _walk(policy, denoiser, embeddings, embeddings.rows(texts), start, noise, share_first_step)
         del noise  # the walk holds it, and lets go of it after the last step
         states, x0, log_prob = _record(walk, start, denoiser.num_steps)
@@ -159,7 +159,7 @@ def _walk(
         yield transition, x
 
 
-def _draw_noise(
+def draw_noise(
     policy: Policy,
     denoiser: Denoiser,
     keys: Sequence[tuple[int | str, ...]],

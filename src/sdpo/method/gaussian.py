@@ -20,13 +20,13 @@ def _reduce(per_element: Tensor, reduction: Reduction) -> Tensor:
     raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
 
 
-def _full(tensor: Tensor) -> Tensor:
-    """The tensor in float32; float64 stays."""
+def full(tensor: Tensor) -> Tensor:
+    """The tensor in float32; float64 stays, so that gradients can be checked to its precision."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _expand(std: Tensor, like: Tensor) -> Tensor:
-    return _full(std).reshape(-1, *([1] * (like.ndim - 1)))
+    return full(std).reshape(-1, *([1] * (like.ndim - 1)))
 
 
 def sample(mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def log_prob(x: Tensor, mean: Tensor, std: Tensor, reduction: Reduction = "mean"
     std = _expand(std, mean)
     random = std > 0
     safe = torch.where(random, std, 1.0)
-    z = (_full(x) - _full(mean)) / safe
+    z = (full(x) - full(mean)) / safe
     per_element = -0.5 * z.square() - safe.log() - 0.5 * math.log(2 * math.pi)
     return _reduce(torch.where(random, per_element, 0.0), reduction)
 
@@ -77,5 +77,5 @@ def kl_divergence(mean_p: Tensor, mean_q: Tensor, std: Tensor, reduction: Reduct
     """
     std = _expand(std, mean_p)
     random = std > 0
-    per_element = 0.5 * ((_full(mean_p) - _full(mean_q)) / torch.where(random, std, 1.0)).square()
+    per_element = 0.5 * ((full(mean_p) - full(mean_q)) / torch.where(random, std, 1.0)).square()
     return _reduce(torch.where(random, per_element, 0.0), reduction)

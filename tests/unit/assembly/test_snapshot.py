@@ -48,6 +48,7 @@ def parts(state: str, value: float, sample: Any = "auto", update: Any = "auto") 
         optimization=Optimizer(state, value),
         normalizer=Kept(state),
         mix=Kept(state),
+        gradient=None,
         micro_batches=MicroBatches(sample=7, update=8),
         backbone=SimpleNamespace(start_digest=lambda: None),
     )

@@ -10,14 +10,14 @@ from sdpo import Config
 from sdpo.errors import UserError
 from sdpo.estimate.cost import describe_cost, epoch_cost
 from sdpo.method.advantages import GroupNormalizer, PromptNormalizer
-from sdpo.method.algorithms import ALGORITHMS
+from sdpo.method.algorithms import POLICY_ALGORITHMS
 from sdpo.method.reward_plans import Anchors, FinalStep
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", POLICY_ALGORITHMS)
 def test_a_name_alone_is_the_algorithm_as_published(name: str) -> None:
     config = Config.load("emoji", [f"algorithm={name}"])
-    published = ALGORITHMS[name]()
+    published = POLICY_ALGORITHMS[name]()
     assert config.build_algorithm() == published
     plain = {f.name: getattr(published, f.name) for f in dataclasses.fields(published)}
     plan = {Anchors(): "anchors", FinalStep(): "final"}[published.reward_plan]

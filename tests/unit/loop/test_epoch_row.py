@@ -11,8 +11,7 @@ from torch import Tensor
 
 from sdpo.loop.counters import Counters
 from sdpo.loop.divergence import NotFiniteError
-from sdpo.loop.epoch_row import epoch_row
-from sdpo.loop.scoring import Scores
+from sdpo.loop.epoch_row import EpochRewards, epoch_row
 
 
 class OfThree(OneProcess):
@@ -24,15 +23,9 @@ class OfThree(OneProcess):
         return (tensor + tensor / 2 + tensor / 2) / 3
 
 
-def scores(first: float | None = 1.0, last: float = 2.0) -> Scores:
+def scores(first: float | None = 1.0, last: float = 2.0) -> EpochRewards:
     ends = torch.full((2, 2), last)
-    return Scores(
-        dense=torch.zeros(2, 2, 3),
-        first=None if first is None else torch.full((2, 2), first),
-        last=ends,
-        raw={"a": ends.mean()},
-        queries=3,
-    )
+    return EpochRewards(first=None if first is None else torch.full((2, 2), first), last=ends, raw={"a": ends.mean()})
 
 
 def test_counts_add_up_over_processes_and_epochs_and_seconds_over_epochs() -> None:
@@ -53,6 +46,8 @@ def test_a_row_has_its_keys_in_order_and_means_over_processes() -> None:
         "denoiser_evaluations": 3,
         "seconds": 4.0,
         "train/loss": 0.5,
+        "train/clip_fraction": None,
+        "train/on_policy_log_ratio": None,
         "train/learning_rate": 1e-3,
         "reward/first_step": 1.0,
         "reward/last_step": 2.0,

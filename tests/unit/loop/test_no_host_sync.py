@@ -17,7 +17,7 @@ from helpers.updates import run_update, update_settings
 import sdpo
 from sdpo.loop.policy import Policy
 from sdpo.loop.policy_update import PolicyUpdate
-from sdpo.method.algorithms import ALGORITHMS
+from sdpo.method.algorithms import POLICY_ALGORITHMS
 
 ROOT = Path(sdpo.__file__).parent
 WAITING = ["item", "cpu", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__"]
@@ -66,12 +66,12 @@ def forbidden() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", POLICY_ALGORITHMS)
 def test_the_loops_run_without_a_tensor_being_read(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, entered = Policy(Plane()), watch_step_loops(monkeypatch, forbidden)
     trajectories = sample(policy, 3, ["x"] * 4, micro_batch=2)
     assert entered == ["sampling"] * 6
-    learner = ALGORITHMS[algorithm](branches=2)
+    learner = POLICY_ALGORITHMS[algorithm](branches=2)
     settings = update_settings(batch_size=4, kl_weight=0.1, whole_trajectories=learner.takes_trajectories)
     update = PolicyUpdate(policy, learner, settings, optimize(policy, torch.optim.AdamW))
     run_update(update, trajectories, torch.randn(trajectories.log_prob.shape), micro_batch=2)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdpo import Config
 from sdpo.method.advantages import NORMALIZERS, Normalizer
-from sdpo.method.algorithms import ALGORITHMS
+from sdpo.method.algorithms import POLICY_ALGORITHMS
 from sdpo.method.credit import discounted_returns, future_returns
 from sdpo.method.dense_rewards import interpolate, query_steps, similarities
 from sdpo.method.types import StepBatch, TrajectoryBatch
@@ -164,11 +164,11 @@ def loss_and_gradient(algorithm: Any, batch: Any) -> tuple[Tensor, Tensor]:
     return output.loss.detach(), gradient
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", POLICY_ALGORITHMS)
 @some
 @given(SEEDS)
 def test_losses_know_neither_the_order_of_groups_nor_of_branches(name: str, seed: int) -> None:
-    algorithm = ALGORITHMS[name]()
+    algorithm = POLICY_ALGORITHMS[name]()
     batch = batch_for(algorithm, seed)
     loss, gradient = loss_and_gradient(algorithm, batch)
     for axis, count in ((0, 4), (1, algorithm.branches)):
@@ -178,11 +178,11 @@ def test_losses_know_neither_the_order_of_groups_nor_of_branches(name: str, seed
         torch.testing.assert_close(moved, gradient.index_select(axis, order))
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", POLICY_ALGORITHMS)
 @some
 @given(SEEDS)
 def test_a_loss_is_the_mean_over_its_groups(name: str, seed: int) -> None:
-    algorithm = ALGORITHMS[name]()
+    algorithm = POLICY_ALGORITHMS[name]()
     batch = batch_for(algorithm, seed)
     each = [loss_and_gradient(algorithm, changed(batch, slice(i, i + 1), 0)) for i in range(4)]
     loss, gradient = loss_and_gradient(algorithm, batch)
@@ -190,22 +190,22 @@ def test_a_loss_is_the_mean_over_its_groups(name: str, seed: int) -> None:
     torch.testing.assert_close(torch.cat([one for _, one in each]) / 4, gradient)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", POLICY_ALGORITHMS)
 @some
 @given(SEEDS)
 def test_steps_without_a_density_teach_nothing(name: str, seed: int) -> None:
-    algorithm = ALGORITHMS[name]()
+    algorithm = POLICY_ALGORITHMS[name]()
     batch = batch_for(algorithm, seed)
     _, gradient = loss_and_gradient(algorithm, batch)
     masked = gradient[..., batch.mask == 0] if algorithm.takes_trajectories else gradient[batch.mask == 0]
     assert masked.numel() and (masked == 0).all()
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", POLICY_ALGORITHMS)
 @some
 @given(SEEDS)
 def test_nothing_to_gain_is_nothing_to_learn(name: str, seed: int) -> None:
-    algorithm = ALGORITHMS[name]()
+    algorithm = POLICY_ALGORITHMS[name]()
     batch = batch_for(algorithm, seed)
     on_policy = batch.old_log_prob.clone().requires_grad_(True)
     indifferent = replace(batch, log_prob=on_policy, advantage=torch.zeros_like(batch.advantage))
@@ -226,14 +226,14 @@ DECLARED = {
 }
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", POLICY_ALGORITHMS)
 def test_an_algorithm_takes_what_it_declares(name: str) -> None:
-    algorithm = ALGORITHMS[name]()
+    algorithm = POLICY_ALGORITHMS[name]()
     takes_trajectories, needs_reference, min_branches = DECLARED[name]
     assert algorithm.takes_trajectories == takes_trajectories and algorithm.needs_reference == needs_reference
-    assert ALGORITHMS[name](branches=min_branches).branches == min_branches
+    assert POLICY_ALGORITHMS[name](branches=min_branches).branches == min_branches
     with pytest.raises(ValueError, match="algorithm.branches must be at least"):
-        ALGORITHMS[name](branches=min_branches - 1)
+        POLICY_ALGORITHMS[name](branches=min_branches - 1)
     batch: Any = batch_for(algorithm, seed=1)
     moved = replace(batch, reference_log_prob=batch.reference_log_prob + numbers(2, *batch.log_prob.shape))
     assert torch.equal(algorithm.loss(moved).loss, algorithm.loss(batch).loss) != needs_reference

@@ -64,10 +64,10 @@ class FlowMatch(PipelineBackbone):
         except ValueError as error:
             raise UserError(f"the model's schedule of {num_steps} steps: {error}") from error
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, gradient: bool = False) -> Tensor:
         """Decode latents with the VAE, undoing its scale and shift."""
         config = self.pipeline.vae.config
-        return self.decode_with_vae(latents / config.scaling_factor + config.shift_factor)
+        return self.decode_with_vae(latents / config.scaling_factor + config.shift_factor, gradient)
 
     @property
     def patch(self) -> int:

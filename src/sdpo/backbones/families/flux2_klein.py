@@ -67,12 +67,13 @@ class Flux2Klein(FlowMatch):
         )[0]
         return output.transpose(1, 2).unflatten(2, latents.shape[2:])
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, gradient: bool = False) -> Tensor:
         """Decode latents with the VAE: undo the normalisation and unstack 2 × 2 latents from the channels."""
         statistics, epsilon = self.pipeline.vae.bn, self.pipeline.vae.config.batch_norm_eps
         mean, std = statistics.running_mean, (statistics.running_var + epsilon).sqrt()
         column = (1, -1, 1, 1)
-        return self.decode_with_vae(functional.pixel_shuffle(latents * std.view(column) + mean.view(column), 2))
+        scaled = latents * std.view(column) + mean.view(column)
+        return self.decode_with_vae(functional.pixel_shuffle(scaled, 2), gradient)
 
     def schedule(self, num_steps: int) -> dict[str, Any]:
         """Evenly spaced σ, shifted by the size of the image and the number of steps."""

@@ -67,9 +67,9 @@ class SanaSprint(PipelineBackbone):
         )[0]
         return ((1 - 2 * s) * x + (1 - 2 * s + 2 * s**2) * output) / norm
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, gradient: bool = False) -> Tensor:
         """Decode latents with the VAE, undoing its scale."""
-        return self.decode_with_vae(latents / self.pipeline.vae.config.scaling_factor)
+        return self.decode_with_vae(latents / self.pipeline.vae.config.scaling_factor, gradient)
 
     def denoiser(self, num_steps: int, eta: float) -> TrigFlow:
         """Build the trigflow transitions on the pipeline's own schedule."""

@@ -43,7 +43,7 @@ class UNetBackbone(PipelineBackbone):
             return_dict=False,
         )[0]
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, gradient: bool = False) -> Tensor:
         """Decode latents with the VAE, undoing its scale and, where its config has them, the latents' mean and std."""
         config = self.pipeline.vae.config
         scaled = latents / config.scaling_factor
@@ -51,7 +51,7 @@ class UNetBackbone(PipelineBackbone):
         if mean is not None and std is not None:
             column = (1, -1, 1, 1)
             scaled = scaled * scaled.new_tensor(std).reshape(column) + scaled.new_tensor(mean).reshape(column)
-        return self.decode_with_vae(scaled)
+        return self.decode_with_vae(scaled, gradient)
 
     def denoiser(self, num_steps: int, eta: float) -> Denoiser:
         """Build the transitions on the pipeline's own scheduler."""

@@ -73,7 +73,7 @@ def bench(config: Config, repetitions: int = 5, profile: Path | None = None, bar
             training.
         repetitions: number of measurements, after one epoch to warm up.
         profile: a file for the trace of one more epoch, for Perfetto or chrome://tracing; None traces nothing.
-        bare: whether to time the bare work; without it, the limit and the ratio are nan.
+        bare: whether to time the bare work; without it, and for reward gradients, the limit and the ratio are nan.
 
     Raises:
         UserError: if a part of the run cannot be made, or training fails.
@@ -100,7 +100,8 @@ def _measure(trainer: Trainer, repetitions: int, profile: Path | None, bare: boo
     work = run_epoch(trainer)  # warms up
     micro = trainer.session.micro_batches
     own = {"forward": micro.sample * branches, "backward": micro.update * branches}
-    bare_work = BareWork(trainer, work, own) if bare else None
+    # The bare work of reward gradients, whose decoder and rewards run backwards too, is not defined.
+    bare_work = BareWork(trainer, work, own) if bare and parts.gradient is None else None
     rows = [_repeat(trainer, bare_work) for _ in range(repetitions)]
     encode = _encoding(trainer)
     if profile is not None:

@@ -48,7 +48,7 @@ def _draw(trainer: Trainer, queries: int) -> tuple[Tensor, list[Prompt]]:
     parts, epoch = trainer.parts, trainer.session.epoch + 1
     prompts, indices = parts.batches.deal(epoch)
     sampled = parts.rollout(prompts, indices, epoch, trainer.session.micro_batches.sample)
-    plan = parts.algorithm.reward_plan
+    plan = parts.policy_update.algorithm.reward_plan
     latents = torch.cat([_wanted(part, plan) for part in sampled])  # [B, K Q, C, H, W]
     groups, wanted = latents.shape[:2]
     chosen = torch.linspace(0, groups * wanted - 1, queries).round().long()  # evenly, as some of them coincide

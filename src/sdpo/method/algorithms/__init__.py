@@ -5,12 +5,23 @@ from typing import Any
 from sdpo.method.algorithms.base import Algorithm
 from sdpo.method.algorithms.d3po import D3PO
 from sdpo.method.algorithms.ddpo import DDPO
+from sdpo.method.algorithms.draft import DRaFT
 from sdpo.method.algorithms.grpo import GRPO
+from sdpo.method.algorithms.hybrid import Hybrid
 from sdpo.method.algorithms.prdp import PRDP
 from sdpo.method.algorithms.rebel import REBEL
+from sdpo.method.algorithms.refl import ReFL
+from sdpo.method.algorithms.reward_gradient import RewardGradient
 from sdpo.method.algorithms.sdpo import SDPO, sdpo_loss
+from sdpo.method.algorithms.srg import SRG
 
-ALGORITHMS: dict[str, type[Algorithm[Any]]] = {
+AnyAlgorithm = Algorithm[Any] | RewardGradient | Hybrid
+"""An algorithm of policy updates, of reward gradients, or of both."""
+
+KINDS: tuple[type[AnyAlgorithm], ...] = (Algorithm, RewardGradient, Hybrid)
+"""The classes from which algorithms are derived."""
+
+POLICY_ALGORITHMS: dict[str, type[Algorithm[Any]]] = {
     "sdpo": SDPO,
     "ddpo": DDPO,
     "d3po": D3PO,
@@ -18,5 +29,30 @@ ALGORITHMS: dict[str, type[Algorithm[Any]]] = {
     "prdp": PRDP,
     "grpo": GRPO,
 }
+"""Algorithms that learn from the scores of sampled trajectories."""
 
-__all__ = ["ALGORITHMS", "D3PO", "DDPO", "GRPO", "PRDP", "REBEL", "SDPO", "Algorithm", "sdpo_loss"]
+GRADIENT_ALGORITHMS: dict[str, type[RewardGradient]] = {"srg": SRG, "draft": DRaFT, "refl": ReFL}
+"""Algorithms that follow the reward's own gradient."""
+
+ALGORITHMS: dict[str, type[AnyAlgorithm]] = {**POLICY_ALGORITHMS, **GRADIENT_ALGORITHMS, "hybrid": Hybrid}
+
+__all__ = [
+    "ALGORITHMS",
+    "D3PO",
+    "DDPO",
+    "GRADIENT_ALGORITHMS",
+    "GRPO",
+    "KINDS",
+    "POLICY_ALGORITHMS",
+    "PRDP",
+    "REBEL",
+    "SDPO",
+    "SRG",
+    "Algorithm",
+    "AnyAlgorithm",
+    "DRaFT",
+    "Hybrid",
+    "ReFL",
+    "RewardGradient",
+    "sdpo_loss",
+]

@@ -8,6 +8,8 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from sdpo.method.gaussian import full
+
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 
@@ -83,6 +85,7 @@ class Denoiser(ABC):
         std: the standard deviation of each step, float32 [T]; 0 where the step is deterministic.
         initial_scale: the factor that turns standard normal noise into x_0.
         step_length: Δ of each step, float32 [T], where the step's variance is s(σ)² Δ; None for other forms of noise.
+        levels: α_i and σ_i of x_i = α_i x̂ + σ_i ε, the latents that each step is given, float32 [T, 2].
     """
 
     timesteps: Tensor
@@ -90,6 +93,7 @@ class Denoiser(ABC):
     std: Tensor
     initial_scale: float = 1.0
     step_length: Tensor | None = None
+    levels: Tensor
 
     @property
     def num_steps(self) -> int:
@@ -100,6 +104,20 @@ class Denoiser(ABC):
     def ends_random(self) -> bool:
         """Whether the last step is random: its latents then keep some noise, and the image is decoded from its x̂."""
         return bool(self.stochastic[-1])
+
+    def noised(self, clean: Tensor, noise: Tensor, step_index: Tensor) -> Tensor:
+        """Noise clean latents to the level of each sample's own step: α_i x̂ + σ_i ε.
+
+        Args:
+            clean: x̂, [N, C, H, W].
+            noise: ε, standard normal, [N, C, H, W].
+            step_index: i, int64 [N].
+
+        Returns:
+            x_i, float32 [N, C, H, W].
+        """
+        signal, level = (c.reshape(-1, *([1] * (clean.ndim - 1))) for c in self.levels[step_index].unbind(1))
+        return signal * full(clean) + level * full(noise)
 
     @abstractmethod
     def transition(self, latents: Tensor, output: Tensor, step_index: Tensor) -> Transition:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sdpo.method.denoisers.base import Denoiser, Prediction, Transition, check_prediction, clean_and_noise
+from sdpo.method.gaussian import full
 
 
 class Consistency(Denoiser):
@@ -52,14 +53,15 @@ class Consistency(Denoiser):
         rows = [alpha.sqrt(), (1 - alpha).sqrt(), skip, out, following.sqrt(), (1 - following).sqrt()]
         self._coefficients = torch.stack(rows, dim=1).float().to(device)
         self.std = self._coefficients[:, -1]
+        self.levels = self._coefficients[:, :2]
 
     def transition(self, latents: Tensor, output: Tensor, step_index: Tensor) -> Transition:
         """Compute the transition at each sample's own step, in float32; see `Denoiser.transition`."""
         column = (-1, *([1] * (latents.ndim - 1)))
         a, s, skip, out, a_next, std = self._coefficients[step_index].unbind(1)
         a, s, skip, out, a_next = (c.reshape(column) for c in (a, s, skip, out, a_next))
-        x = latents.float()
-        predicted, _ = clean_and_noise(self.prediction, x, output.float(), a, s)
+        x = full(latents)
+        predicted, _ = clean_and_noise(self.prediction, x, full(output), a, s)
         if self.clip is not None:
             predicted = predicted.clamp(-self.clip, self.clip)
         x0 = out * predicted + skip * x

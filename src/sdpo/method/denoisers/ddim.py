@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sdpo.method.denoisers.base import Denoiser, Prediction, Transition, check_prediction, clean_and_noise
+from sdpo.method.gaussian import full
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,14 @@ class ScheduledDDIM(Denoiser):
         rows = torch.stack([alpha.sqrt(), (1 - alpha).sqrt(), alpha_previous.sqrt(), direction, std], dim=1)
         self._coefficients = rows.float().to(device)
         self.std = self._coefficients[:, -1]
+        self.levels = self._coefficients[:, :2]
 
     def transition(self, latents: Tensor, output: Tensor, step_index: Tensor) -> Transition:
         """Compute the transition at each sample's own step, in float32; see `Denoiser.transition`."""
         column = (-1, *([1] * (latents.ndim - 1)))
         a, s, a_previous, direction, std = self._coefficients[step_index].unbind(1)
         a, s, a_previous, direction = (c.reshape(column) for c in (a, s, a_previous, direction))
-        x0, noise = clean_and_noise(self.prediction, latents.float(), output.float(), a, s)
+        x0, noise = clean_and_noise(self.prediction, full(latents), full(output), a, s)
         if self.clip is not None:
             x0 = x0.clamp(-self.clip, self.clip)
         return Transition(mean=a_previous * x0 + direction * noise, std=std, x0=x0)

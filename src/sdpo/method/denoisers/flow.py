@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sdpo.method.denoisers.base import Denoiser, Transition
+from sdpo.method.gaussian import full
 
 Form = Literal["preserving", "flow_grpo", "flow_sde"]
 
@@ -15,16 +16,17 @@ Form = Literal["preserving", "flow_grpo", "flow_sde"]
 class _Interpolation(Denoiser):
     """States x_i = α_i x̂ + σ_i ε and steps x_{i+1} ~ N(α_{i+1} x̂ + κ_i ε̂, s_i²), linear in x_i and the output."""
 
-    def __init__(self, timesteps: Tensor, rows: list[Tensor], device: torch.device | str) -> None:
+    def __init__(self, timesteps: Tensor, rows: list[Tensor], levels: list[Tensor], device: torch.device | str) -> None:
         self.timesteps = timesteps.float().to(device)
         self.stochastic = (rows[-1] > 0).to(device)
         # One row per step: x̂ = p x + q out, mean = a x + b out, and std; columns p, q, a, b, std.
         self._coefficients = torch.stack(rows, dim=1).float().to(device)
         self.std = self._coefficients[:, -1]
+        self.levels = torch.stack(levels, dim=1).float().to(device)
 
     def transition(self, latents: Tensor, output: Tensor, step_index: Tensor) -> Transition:
         """Compute the transition at each sample's own step, in float32; see `Denoiser.transition`."""
-        x, out = latents.float(), output.float()
+        x, out = full(latents), full(output)
         column = (-1, *([1] * (x.ndim - 1)))
         *linear, std = self._coefficients[step_index].unbind(1)
         p, q, a, b = (c.reshape(column) for c in linear)
@@ -92,7 +94,8 @@ class RectifiedFlow(_Interpolation):
             raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
         mean_of_x = 1 - following + kept
         mean_of_output = kept * (1 - sigma) - sigma * (1 - following)
-        super().__init__(timesteps, [torch.ones_like(sigma), -sigma, mean_of_x, mean_of_output, std], device)
+        rows = [torch.ones_like(sigma), -sigma, mean_of_x, mean_of_output, std]
+        super().__init__(timesteps, rows, [1 - sigma, sigma], device)
 
 
 class TrigFlow(_Interpolation):
@@ -122,7 +125,7 @@ class TrigFlow(_Interpolation):
         clean, std = exact[1:].cos(), eta * exact[1:].sin()
         kept = (1 - eta**2) ** 0.5 * exact[1:].sin()
         rows = [cos, -sin, clean * cos + kept * sin, kept * cos - clean * sin, std]
-        super().__init__(angles[:-1], rows, device)
+        super().__init__(angles[:-1], rows, [cos, sin], device)
 
 
 def _check_eta(eta: float) -> None:

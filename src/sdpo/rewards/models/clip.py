@@ -28,6 +28,9 @@ class ClipReward:
         fit: how images become squares: `clip`, `hf` or `pad`, which `model_pixels` explains.
         resize: `float` resizes differentiably; `pil` rounds as Pillow does, without a gradient.
         clean: a function that is applied to each prompt first.
+
+    Attributes:
+        differentiable: whether the scores have a gradient at the images.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class ClipReward:
         self.fit = fit
         self.resize = resize
         self.clean = clean
+        self.differentiable = resize == "float"
         config: Any = model.config
         self.size: int = config.vision_config.image_size
         self._text: dict[str, Tensor] = {}

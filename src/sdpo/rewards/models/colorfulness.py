@@ -19,9 +19,15 @@ def colorfulness(images: Tensor) -> Tensor:
     """
     red, green, blue = (images.float().clamp(0, 1) * 255).flatten(2).unbind(1)  # each [N, H·W]
     rg, yb = red - green, (red + green) / 2 - blue
-    deviation = (rg.var(1, correction=0) + yb.var(1, correction=0)).sqrt()
-    mean = (rg.mean(1).square() + yb.mean(1).square()).sqrt()
+    deviation = _root(rg.var(1, correction=0) + yb.var(1, correction=0))
+    mean = _root(rg.mean(1).square() + yb.mean(1).square())
     return deviation + 0.3 * mean
+
+
+def _root(values: Tensor) -> Tensor:
+    """√x elementwise, with gradient 0 at 0, where that of √x is infinite: a grey image must not end a run."""
+    positive = values > 0
+    return torch.where(positive, torch.where(positive, values, 1.0).sqrt(), 0.0)
 
 
 class Colorfulness:
@@ -29,7 +35,12 @@ class Colorfulness:
 
     Args:
         device: ignored: the scores are computed on the device of the images.
+
+    Attributes:
+        differentiable: whether the scores have a gradient at the images.
     """
+
+    differentiable = True
 
     def __init__(self, device: str = "cpu") -> None:
         del device
@@ -45,5 +56,4 @@ class Colorfulness:
         Returns:
             Scores, float32 [N].
         """
-        with torch.no_grad():
-            return colorfulness(images)
+        return colorfulness(images)

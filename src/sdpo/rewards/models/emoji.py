@@ -30,9 +30,14 @@ class EmojiScore:
     Args:
         device: the device for the weights.
 
+    Attributes:
+        differentiable: whether the scores have a gradient at the images.
+
     Raises:
         UserError: if the weights did not load as they are in the package's file.
     """
+
+    differentiable = True
 
     def __init__(self, device: str = "cpu") -> None:
         from transformers import CLIPModel, CLIPTokenizer
@@ -56,11 +61,11 @@ class EmojiScore:
         Returns:
             Cosines, float32 [N].
         """
-        with torch.no_grad():
-            image = self._model.get_image_features(pixel_values=_pixels(images, self._device))
-            text = torch.stack([self._encode(p) for p in prompts])
-            return F.cosine_similarity(features(image).float(), text, dim=-1)
+        image = self._model.get_image_features(pixel_values=_pixels(images, self._device))
+        text = torch.stack([self._encode(p) for p in prompts])
+        return F.cosine_similarity(features(image).float(), text, dim=-1)
 
+    @torch.no_grad()
     def _encode(self, prompt: str) -> Tensor:
         if prompt not in self._text:
             tokens = self._tokenizer(

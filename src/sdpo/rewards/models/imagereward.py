@@ -96,6 +96,9 @@ class ImageReward:
         mode: `official` subtracts the published mean and divides by the published standard deviation; `sdpo` returns
             the raw score.
         resize: `float` resizes differentiably; `pil` rounds as Pillow does, without a gradient.
+
+    Attributes:
+        differentiable: whether the scores have a gradient at the images.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class ImageReward:
         self.tokenizer = tokenizer
         self.mode = mode
         self.resize = resize
+        self.differentiable = resize == "float"
 
     def to(self, device: torch.device | str) -> ImageReward:
         """Move the weights to a device."""

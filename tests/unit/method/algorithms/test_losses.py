@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpo.method.algorithms import ALGORITHMS, D3PO, DDPO, GRPO, PRDP, REBEL
+from sdpo.method.algorithms import D3PO, DDPO, GRPO, POLICY_ALGORITHMS, PRDP, REBEL
 from sdpo.method.algorithms.base import branch_pairs
 from sdpo.method.types import LossOutput, StepBatch, TrajectoryBatch
 
@@ -182,10 +182,10 @@ def test_pairs_of_branches() -> None:
     assert branch_pairs(torch.zeros(5, 4, 7)).shape == (5, 6, 7)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", POLICY_ALGORITHMS)
 def test_a_gradient_step_prefers_the_better_branch(name: str) -> None:
     """The first-order property that all share: on policy, descent raises the better branch over the worse one."""
-    algorithm = ALGORITHMS[name](branches=2)
+    algorithm = POLICY_ALGORITHMS[name](branches=2)
     if not algorithm.takes_trajectories:
         batch: Any = step_batch([[0.0, 0.0]], [[1.0, -1.0]])
         direction = -gradient(algorithm.loss(batch), batch)
@@ -195,9 +195,9 @@ def test_a_gradient_step_prefers_the_better_branch(name: str) -> None:
     assert direction[0, 0] > 0 > direction[0, 1]
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", POLICY_ALGORITHMS)
 def test_fields_are_checked(name: str) -> None:
     least = 1 if name == "ddpo" else 2
     for wrong in ({"branches": least - 1}, {"discount": 1.5}):
         with pytest.raises(ValueError, match=f"algorithm.{next(iter(wrong))}"):
-            ALGORITHMS[name](**wrong)
+            POLICY_ALGORITHMS[name](**wrong)

@@ -51,9 +51,14 @@ def estimate_memory(
     each = FLOAT32 + _OPTIMIZER_STATE[config.train.optimizer]
     each += FLOAT32 * (config.train.ema_decay is not None) + FLOAT32 * (config.lora is None)
     latent = FLOAT32 * latent_elements * branches
-    kept = sample.prompts_per_epoch // processes * (sample.num_steps + 1) * latent
+    kept = held_groups(config, processes) * (sample.num_steps + 1) * latent
     sampling = micro_batch * (3 * sample.num_steps + 1) * latent  # states, x̂ and noise
     return Memory(weight_bytes, trained * each, kept + sampling)
+
+
+def held_groups(config: Config, processes: int) -> int:
+    """The groups whose latents one process holds for an epoch: none where only reward gradients are followed."""
+    return 0 if config.policy_algorithm() is None else config.sample.prompts_per_epoch // processes
 
 
 def checkpoint_bytes(config: Config, trained: int) -> int:

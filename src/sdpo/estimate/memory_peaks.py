@@ -8,16 +8,26 @@ from typing import Literal
 
 import torch
 
+from sdpo.assembly.gradient_update import gradient_decode_batch
 from sdpo.assembly.micro_batches import decode_batch
 from sdpo.backbones import is_embedded
 from sdpo.config import Config
-from sdpo.estimate.memory import FLOAT32, Memory, estimate_memory, memory_knobs
+from sdpo.estimate.memory import FLOAT32, Memory, estimate_memory, held_groups, memory_knobs
 from sdpo.estimate.model_sizes import latent_shape, model_size
 from sdpo.estimate.published_models import ModelSize
 from sdpo.rewards.models.weights import SOURCES
 from sdpo.system.units import gigabytes
 
 _QUANTISED = {"int8": 1, "nf4": 0.5625}  # bytes of a weight: nf4 has half a byte, and one float32 scale for 64 weights
+# Maps of the decoder's widest full-resolution layer that autograd keeps for an image: on AutoencoderKL counted by the
+# tensors that it saves (23), and with checkpointing those that are kept and those of the largest block, recomputed.
+_DECODER_MAPS, _CHECKPOINTED_DECODER_MAPS = 23, 17
+# Megabytes that autograd keeps for an image in the reward models, counted in the same way in float32.
+_REWARD_ACTIVATIONS = {
+    **dict.fromkeys(("aesthetic", "clipscore"), 440),
+    **dict.fromkeys(("pickscore", "hpsv2", "hpsv2.1"), 690),
+    "imagereward": 300,
+}
 _TILE = 1024**2  # pixels that the decoder works on at once; larger images are tiled
 
 
@@ -35,6 +45,8 @@ class MemoryPeaks:
         activations: bytes of the activations of one group in the update.
         decoding: bytes that one call of the decoder takes.
         rewards: bytes of the weights of all reward models.
+        climbing: bytes that the decoder and the rewards keep for the gradient of the images of one call; 0 where no
+            reward's gradient is followed.
     """
 
     size: ModelSize
@@ -46,6 +58,7 @@ class MemoryPeaks:
     activations: int
     decoding: int
     rewards: int
+    climbing: int
 
     @property
     def peak(self) -> int:
@@ -87,7 +100,7 @@ def estimate_peaks(config: Config, processes: int = 1) -> MemoryPeaks | None:
     checkpointing = config.train.gradient_checkpointing
     activations = _activations(config, size, size.checkpointed_activations if checkpointing else size.activations)
     sampling = _activations(config, size, size.checkpointed_activations) * sampled
-    decoding, rewards = _decoding(config, size), _reward_bytes(config)
+    decoding, rewards, climbing = _decoding(config, size), _reward_bytes(config), _climbing(config, size)
     resident = 0 if config.scoring.offload else rewards
     stays = memory.total - (parts["text encoders"] if config.model.text_encoders != "keep" else 0)
     return MemoryPeaks(
@@ -96,10 +109,11 @@ def estimate_peaks(config: Config, processes: int = 1) -> MemoryPeaks | None:
         parts=parts,
         start=memory.weights + saved + resident,  # the network is quantised after it has been loaded
         scoring=stays + rewards + max(decoding, sampling),
-        update=stays + resident + activations * updated,
+        update=stays + (rewards if climbing else resident) + activations * updated + climbing,
         activations=activations,
         decoding=decoding,
         rewards=rewards,
+        climbing=climbing,
     )
 
 
@@ -126,7 +140,7 @@ def describe_memory(config: Config, processes: int = 1) -> str:
         f"# memory of a process, estimated: weights {gigabytes(found.memory.weights)} ({parts}); gradients and "
         f"optimizer {gigabytes(found.memory.training)}; trajectories {gigabytes(found.memory.trajectories)} "
         f"({kept}); rewards {gigabytes(found.rewards)}; activations of a group {gigabytes(found.activations)} "
-        f"({update}); decoding {gigabytes(found.decoding)} ({decoding})\n"
+        f"({update}); decoding {gigabytes(found.decoding)} ({decoding}){_climbing_text(config, found)}\n"
         f"# peaks: {peaks}; activations may be off by a third, and libraries take half a gigabyte besides\n"
         f"# settings that save memory: {memory_knobs(config)}"
     )
@@ -136,9 +150,9 @@ def _details(config: Config, size: ModelSize, processes: int) -> tuple[str, str,
     """The factors of the terms for trajectories, activations and decoding, in words."""
     sample, groups = config.sample, _groups(config.train.micro_batch)
     shape, (height, width) = " × ".join(map(str, latent_shape(size))), size.image_size
+    held, branches = held_groups(config, processes), config.build_algorithm().branches
     return (
-        f"{sample.prompts_per_epoch // processes} groups × {config.build_algorithm().branches} × "
-        f"{sample.num_steps + 1} latents of {shape}",
+        f"{held} groups × {branches} × {sample.num_steps + 1} latents of {shape}",
         f"{groups} group{'s' * (groups > 1)} of {_samples(config, size)} samples"
         + (", recomputed" if config.train.gradient_checkpointing else ""),
         f"{decode_batch(config, size.image_size)} images of {height} × {width}",
@@ -195,6 +209,26 @@ def _decoding(config: Config, size: ModelSize) -> int:
     images = decode_batch(config, size.image_size) if pixels <= _TILE else 1
     each = FLOAT32 if size.upcasts else _element_bytes(config)
     return images * 4 * size.decoder_channels * min(pixels, _TILE) * each
+
+
+def _climbing(config: Config, size: ModelSize) -> int:
+    """Bytes that the decoder and the largest reward model keep for the gradient of the images of one call."""
+    algorithm = config.gradient_algorithm()
+    if algorithm is None:
+        return 0
+    maps = _CHECKPOINTED_DECODER_MAPS if config.train.gradient_checkpointing else _DECODER_MAPS
+    each = FLOAT32 if size.upcasts else _element_bytes(config)
+    decoder = maps * size.decoder_channels * min(math.prod(size.image_size), _TILE) * each
+    rewards = 1_000_000 * sum(_REWARD_ACTIVATIONS.get(name, 0) for name in config.rewards)
+    return gradient_decode_batch(config, size.image_size) * (decoder + algorithm.reward_augment.copies * rewards)
+
+
+def _climbing_text(config: Config, found: MemoryPeaks) -> str:
+    """The term of reward gradients, in words; empty where there is none."""
+    if not found.climbing:
+        return ""
+    images, (height, width) = gradient_decode_batch(config, found.size.image_size), found.size.image_size
+    return f"; decoding and scoring with gradient {gigabytes(found.climbing)} ({images} images of {height} × {width})"
 
 
 def _reward_bytes(config: Config) -> int:

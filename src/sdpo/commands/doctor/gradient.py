@@ -21,9 +21,12 @@ _UNUSED = 0.1  # share of trained parameters: some families have a few that noth
 def check_gradient(probe: Probe) -> Iterator[Finding]:
     """Check that the gradient of log-probabilities reaches every trained parameter, and no other.
 
-    A new LoRA has B = 0, and so no gradient at A: parameters that are all 0 hold small noise during the check.
+    For an algorithm of reward gradients it is the gradient of x̂. A new LoRA has B = 0, and so no gradient at A:
+    parameters that are all 0 hold small noise during the check.
     """
     random = probe.first.stochastic.nonzero().flatten().tolist()
+    if probe.parts.update is None:
+        random = list(range(probe.first.num_steps))
     if not random:
         return
     trained = probe.parts.backbone.trainable_parameters()
@@ -60,7 +63,8 @@ def _backward(probe: Probe, trained: Mapping[str, nn.Parameter], steps: Sequence
     for scale in scales:
         _forget(trained)
         for step in steps:
-            (scale * (probe.log_prob(step) * sign).sum()).backward()
+            values = probe.log_prob(step) if probe.parts.update is not None else probe.clean(step)
+            (scale * (values * sign).sum()).backward()
         if all(p.grad.isfinite().all() for p in trained.values() if p.grad is not None):
             break
 

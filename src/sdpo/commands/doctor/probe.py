@@ -82,6 +82,13 @@ class Probe:
         batch, _ = evaluate(data, slice(0, groups), torch.full((groups,), step))
         return batch.log_prob[0]
 
+    def clean(self, step: int) -> Tensor:
+        """The mean of x̂ at a step of the first group under the current policy, with gradient, [K]."""
+        parts, x = self.parts, self.first.states[0, :, step]
+        rows = parts.embeddings.rows(self.first.prompts * len(x))
+        index = torch.full((len(x),), step, device=x.device)
+        return parts.policy.transition(parts.denoiser, x, index, parts.embeddings.take(rows)).x0.flatten(1).mean(1)
+
     def decode(self) -> Samples:
         """Decode the images of the last steps of all trajectories."""
         images, prompts, metadata = [], list[str](), list[dict[str, Any]]()

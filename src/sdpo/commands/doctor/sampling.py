@@ -27,6 +27,8 @@ def check_log_prob(probe: Probe) -> Iterator[Finding]:
         what, where = ("log-probability", bad) if bad and not latents else ("latent", latents)
         text = f"{what} not finite at step {', '.join(map(str, where[:8]))} of {steps}"
         yield Finding("log-prob", "FAIL", f"{text}: use model.dtype=bfloat16 or float32, or check the model's weights")
+    elif probe.parts.update is None:
+        yield Finding("log-prob", "ok", f"finite at all {steps} steps; reward gradients use none")
     elif not random.any():
         yield Finding("log-prob", "FAIL", "no step is random, so none has a log-probability: raise sample.eta")
     else:
@@ -44,6 +46,8 @@ def check_noise(probe: Probe) -> Iterator[Finding]:
 def check_log_ratio(probe: Probe) -> Iterator[Finding]:
     """Check that the log-ratio before the first update is 0, up to rounding: the policy is the one that sampled."""
     parts, steps = probe.parts, probe.first.num_steps
+    if parts.update is None:
+        return
     sampled, updated, dtype = parts.micro_batches.sample, parts.micro_batches.update, parts.policy.dtype
     unequal = dtype != torch.float32 and sampled != updated
     chosen = sorted({round(i * (steps - 1) / max(1, min(steps, _STEPS) - 1)) for i in range(min(steps, _STEPS))})

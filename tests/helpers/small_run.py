@@ -19,7 +19,8 @@ def config(path: Path | str | None, run: Path, **values: Any) -> Config:
     Args:
         path: the path of the model; None leaves it to a pipeline that is given in Python.
         run: the run's directory.
-        values: sections whose keys are merged into those of the small run; the rewards are replaced as a whole.
+        values: sections whose keys are merged into those of the small run; the rewards, and an algorithm with its name,
+            are replaced as a whole.
     """
     base: dict[str, Any] = dict(
         epochs=3,
@@ -35,7 +36,8 @@ def config(path: Path | str | None, run: Path, **values: Any) -> Config:
         evaluate={"every": 4, "steps": [1], "images_per_prompt": 1, "judge": None},
     )
     for key, value in values.items():
-        base[key] = {**base.get(key, {}), **value} if isinstance(value, dict) and key != "rewards" else value
+        whole = not isinstance(value, dict) or key == "rewards" or "name" in value
+        base[key] = value if whole else {**base.get(key, {}), **value}
     return Config.parse(base)  # no preset: those are tuned now and then
 
 

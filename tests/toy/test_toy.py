@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.curved_model import gradient_update
 from helpers.plane_model import Plane, optimize, sample_parts
 from helpers.updates import run_update, update_settings
 from torch import Tensor
@@ -16,8 +17,9 @@ from sdpo.loop.reward_mix import RewardMix
 from sdpo.loop.rollout import final_images
 from sdpo.loop.scoring import Scorer
 from sdpo.method.advantages import GroupNormalizer, Normalizer, PairNormalizer, StepwiseNormalizer
-from sdpo.method.algorithms import POLICY_ALGORITHMS
+from sdpo.method.algorithms import GRADIENT_ALGORITHMS, POLICY_ALGORITHMS
 from sdpo.method.reward_plans import AllSteps, FinalStep
+from sdpo.prompts import Prompt
 
 
 def closeness(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
@@ -73,3 +75,26 @@ def test_sdpo_learns_with_pair_normalisation_every_plan_and_more_branches() -> N
     for setting in ({}, {"reward_plan": AllSteps()}, {"reward_plan": FinalStep()}, {"branches": 4}):
         before, after = learn(PairNormalizer(), **setting)
         assert all(after[steps] > before[steps] + 0.2 for steps in before), (setting, before, after)
+
+
+@pytest.fixture(scope="module")
+def best_of_policy_gradients() -> dict[int, float]:
+    """The best reward of any of them at each number of steps, after 15 epochs of 64 groups: 1,920 samples or more."""
+    after = []
+    for name in POLICY_ALGORITHMS:
+        grouped = name == "grpo"
+        normalizer = GroupNormalizer() if grouped else StepwiseNormalizer()
+        after.append(learn(normalizer, name, branches=4 if grouped else 2)[1])
+    return {steps: max(rewards[steps] for rewards in after) for steps in after[0]}
+
+
+@pytest.mark.parametrize("name", GRADIENT_ALGORITHMS)
+def test_reward_gradients_learn_in_fewer_samples_than_any_policy_gradient(
+    name: str, best_of_policy_gradients: dict[int, float]
+) -> None:
+    policy = Policy(Plane())
+    update = gradient_update(policy, GRADIENT_ALGORITHMS[name](), [4], batch_size=4, lr=0.05)
+    prompts = [Prompt("x")] * 256
+    update.run(prompts, range(256), PromptEmbeddings(policy.backbone), 1, micro_batch=4)
+    after = rewards_by_steps(policy)
+    assert all(after[steps] > best_of_policy_gradients[steps] for steps in after), (best_of_policy_gradients, after)

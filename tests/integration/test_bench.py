@@ -102,3 +102,12 @@ def test_without_the_bare_work_there_is_no_limit(tiny_overrides: list[str]) -> N
 def test_bad_input(sdpo: Run) -> None:
     failed(sdpo("bench", "emojy"), "'emojy'", "did you mean 'emoji'")
     failed(sdpo("bench", "emoji", "--repetitions", "0"), "--repetitions", "1")
+
+
+def test_reward_gradients_have_no_limit(sdpo: Run, tmp_path: Path, tiny_overrides: list[str]) -> None:
+    words = ["algorithm=srg", "rewards={colorfulness: 1.0}", "--repetitions", "1", "-o", "bench.json"]
+    printed = succeeded(sdpo("bench", "emoji", *tiny_overrides, *SMALL, *words)).stdout
+    assert "epoch / limit: not measured" in printed
+    found = json.loads((tmp_path / "bench.json").read_text(), parse_constant=pytest.fail)
+    assert found["evaluations"] == {"forward": 0, "backward": 24} and found["ratio"] is None
+    assert found["phases"]["decode"] > 0 and found["phases"]["reward"] > 0

@@ -174,9 +174,10 @@ def _trainable_backbone(
     """Load the model, make a LoRA or all of its weights trainable, and shard it where the launch asks for that."""
     device = processes.device
     splits_weights = sharding is not None and sharding.shards_weights
-    place = torch.device("cpu") if splits_weights else device
+    on_cpu = splits_weights or config.model.quantize is not None  # the full network need not fit on the device
+    place = torch.device("cpu") if on_cpu else device
     backbone = load_model(config, device, given.pipeline, place)
-    make_trainable(backbone, config, splits_weights)
+    make_trainable(backbone, config, device, splits_weights)
     shard(backbone, sharding, device, compute_dtype(config, device), processes.count)
     return backbone
 

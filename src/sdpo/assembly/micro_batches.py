@@ -48,6 +48,8 @@ def choose_micro_batches(
         processes: the processes that share the groups of an epoch.
     """
     branches, device = config.build_algorithm().branches, policy.backbone.device
+    # Where images are decoded and scored with a gradient, their activations come beside those of the network.
+    memory_share = 0.8 if config.gradient_algorithm() is None else 0.5
     shares = {
         "sample": config.sample.prompts_per_epoch // processes.count,
         "update": config.train.batch_size // processes.count,
@@ -60,7 +62,8 @@ def choose_micro_batches(
             chosen[name] = min(setting, shares[name])
         elif device.type == "cuda" and not policy.backbone.is_sharded:
             prompt = embeddings.take(torch.zeros(1, dtype=torch.long, device=device))
-            found = search(calls[name](policy, denoiser, prompt, branches), shares[name], device)
+            call = calls[name](policy, denoiser, prompt, branches)
+            found = search(call, shares[name], device, memory_share)
             chosen[name] = even(shares[name], found)
         else:
             samples = default_samples(math.prod(policy.backbone.latent_shape), device)

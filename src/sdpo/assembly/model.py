@@ -124,12 +124,13 @@ def load_tuned(config: Config, run: RunDirectory, device: torch.device) -> Pipel
     return backbone
 
 
-def make_trainable(backbone: PipelineBackbone, config: Config, sharded: bool = False) -> None:
+def make_trainable(backbone: PipelineBackbone, config: Config, device: torch.device, sharded: bool = False) -> None:
     """Make a LoRA, or all weights, trainable; initial LoRA weights come from the run's seed.
 
     Args:
         backbone: the model.
         config: the configuration of a run.
+        device: the device that the model will compute on, to which a network that is quantised is moved.
         sharded: whether the network will be sharded; the copy of the base weights is then sharded too.
     """
     if config.train.gradient_checkpointing:
@@ -138,7 +139,7 @@ def make_trainable(backbone: PipelineBackbone, config: Config, sharded: bool = F
         backbone.train_all(copy=not sharded)
         return
     if config.model.quantize is not None:
-        backbone.quantize(config.model.quantize)
+        backbone.quantize(config.model.quantize, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone.train_lora(config.lora.rank, config.lora.alpha, config.lora.targets, config.lora.path)

@@ -51,13 +51,18 @@ class TrainableBackbone(Backbone):
 
     # -- what is trained -------------------------------------------------------------------------------------
 
-    def quantize(self, how: Literal["int8", "nf4"]) -> None:
-        """Quantise the network's frozen weights; call it before the LoRA is added.
+    def quantize(self, how: Literal["int8", "nf4"], device: torch.device) -> None:
+        """Quantise the network's frozen weights, and move the pipeline to its device; call it before the LoRA is added.
+
+        Args:
+            how: the number of bits, as in `backbones.quantize.quantize`.
+            device: the device to compute on. Where the pipeline lies on the CPU before, its full network never does.
 
         Raises:
             UserError: if the library that quantises is not installed.
         """
-        quantize(self.network_module, how)
+        quantize(self.network_module, how, device)
+        self._move(device)
 
     def train_lora(self, rank: int, alpha: float, targets: Sequence[str] | None, path: str | None = None) -> None:
         """Add a LoRA to the network and train its weights alone.
@@ -105,11 +110,15 @@ class TrainableBackbone(Backbone):
 
     def attach_sharded(self, weights: NetworkWeights, device: torch.device) -> None:
         """Adopt the sharded layout of the network, and move the pipeline's other modules to this rank's device."""
+        self._move(device, network=False)
+        self._weights = weights
+
+    def _move(self, device: torch.device, network: bool = True) -> None:
+        """Move the modules of the pipeline to a device, the network only where `network` is set."""
         for module in self.pipeline.components.values():
-            if isinstance(module, nn.Module) and module is not self.network_module:
+            if isinstance(module, nn.Module) and (network or module is not self.network_module):
                 module.to(device)
         self.device = device
-        self._weights = weights
 
     @property
     def is_sharded(self) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from argparse import Namespace
 from collections.abc import Sequence
@@ -221,7 +222,9 @@ def bench(arguments: Namespace) -> None:
         check_replaceable(arguments.profile, "--profile", holds_text('"traceEvents"'))
     measured = measure(config, arguments.repetitions, arguments.profile)
     if arguments.output:
-        write(arguments.output, json.dumps(dataclasses.asdict(measured), indent=1) + "\n")
+        values = dataclasses.asdict(measured).items()  # JSON has no NaN, which stands for a time that was not measured
+        plain = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values}
+        write(arguments.output, json.dumps(plain, indent=1, allow_nan=False) + "\n")
     show(bench_tables(measured))
 
 

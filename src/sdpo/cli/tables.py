@@ -54,12 +54,15 @@ def score_table(rows: Sequence[Mapping[str, Any]], rewards: Sequence[str]) -> Ta
 
 def bench_tables(measured: BenchResult) -> Group:
     """Tabulate the time of an epoch, and the time of the bare network for the same evaluations."""
+    ratio = f"epoch / limit: {measured.ratio:.3f} (median; each: {', '.join(f'{r:.3f}' for r in measured.ratios)})"
+    if not measured.bare:
+        ratio = "epoch / limit: not measured; the bare work of reward gradients is not defined"
     line = (
-        f"epoch / limit: {measured.ratio:.3f} (median; each: {', '.join(f'{r:.3f}' for r in measured.ratios)})\n"
+        f"{ratio}\n"
         f"{measured.samples_per_second:.1f} trajectories a second; peak memory {gigabytes(measured.peak_bytes)}; "
         f"encoding all prompts, once a run: {measured.encode:.3f} s"
     )
-    return Group(_epoch_table(measured), _limit_table(measured), line)
+    return Group(_epoch_table(measured), *([_limit_table(measured)] if measured.bare else []), line)
 
 
 def _epoch_table(measured: BenchResult) -> Table:

@@ -87,7 +87,7 @@ def estimate_peaks(config: Config, processes: int = 1) -> MemoryPeaks | None:
     size = model_size(config)
     if size is None:
         return None
-    parts, saved = _weight_bytes(config, size), _saved_by_quantisation(config, size)
+    parts = _weight_bytes(config, size)
     sampled, updated = _groups(config.sample.micro_batch), _groups(config.train.micro_batch)
     memory = estimate_memory(
         config,
@@ -107,7 +107,7 @@ def estimate_peaks(config: Config, processes: int = 1) -> MemoryPeaks | None:
         size=size,
         memory=memory,
         parts=parts,
-        start=memory.weights + saved + resident,  # the network is quantised after it has been loaded
+        start=memory.weights + resident,  # a network is quantised layer by layer on its way to the device
         scoring=stays + rewards + max(decoding, sampling),
         update=stays + (rewards if climbing else resident) + activations * updated + climbing,
         activations=activations,

@@ -454,7 +454,7 @@ class _Backward:
 
 @dataclass(frozen=True)
 class TrajectoryCost:
-    """What one trajectory of an update costs.
+    """The cost of one trajectory of an update.
 
     Attributes:
         rewarded: images that are rewarded.

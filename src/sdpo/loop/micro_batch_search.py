@@ -17,7 +17,6 @@ from sdpo.loop.policy import Policy
 from sdpo.method.denoisers import Denoiser
 
 _GAIN = 1.05  # a doubled batch must be faster by this factor a sample, else the smaller one is kept
-_MEMORY_SHARE = 0.8  # the share of the accelerator's memory that may be in use
 _ELEMENTS = {"cpu": 3 * 2**15}  # latent elements a call that keep a device busy, where sizes are not tried
 _ELEMENTS_ELSEWHERE = 2**18
 _MOST = 96
@@ -40,13 +39,14 @@ def common(shares: Iterable[int], most: int) -> int:
     return next(size for size in range(min(most, whole), 0, -1) if whole % size == 0)
 
 
-def search(call: Callable[[int], Any], most: int, device: torch.device) -> int:
+def search(call: Callable[[int], Any], most: int, device: torch.device, memory_share: float = 0.8) -> int:
     """Find the micro-batch at which a GPU is fast, by doubling until memory ends or nothing is gained.
 
     Args:
         call: does the work for a number of groups; may raise `torch.OutOfMemoryError`.
         most: the largest micro-batch.
         device: the GPU.
+        memory_share: the share of the GPU's memory that may be in use.
     """
     best, best_time, size = 1, float("inf"), 1
     total = torch.cuda.mem_get_info(device)[1]
@@ -57,7 +57,7 @@ def search(call: Callable[[int], Any], most: int, device: torch.device) -> int:
             each = min(_seconds(call, size, device) for _ in range(2)) / size
         except torch.OutOfMemoryError:
             break
-        full = torch.cuda.max_memory_allocated(device) > _MEMORY_SHARE * total
+        full = torch.cuda.max_memory_allocated(device) > memory_share * total
         if size > 1 and (full or each * _GAIN > best_time):
             break
         best, best_time = size, each

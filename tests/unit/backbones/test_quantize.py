@@ -37,13 +37,13 @@ def test_full_fine_tuning_is_refused(sdpo: Run) -> None:
 def test_weights_are_quantised_before_the_lora_is_made(tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
 
-    def spy(network: nn.Module, how: str) -> None:
+    def spy(network: nn.Module, how: str, device: torch.device) -> None:
         assert how == "nf4" and not any("lora" in name for name, _ in network.named_parameters())
         seen.append(True)
 
     monkeypatch.setattr(training, "quantize", spy)
     config = Config.load("emoji", model={"path": str(tiny_pipeline), "quantize": "nf4"})
-    make_trainable(load_model(config, torch.device("cpu")), config)
+    make_trainable(load_model(config, torch.device("cpu")), config, torch.device("cpu"))
     assert seen == [True]
 
 
@@ -62,7 +62,7 @@ def test_outputs_stay_close_and_small_layers_keep_their_precision(how: str) -> N
     network = nn.ModuleDict({"embed": nn.Linear(64, 64), "blocks": nn.ModuleList([nn.Linear(64, 64)])})
     x = torch.randn(4, 64)
     exact, before = network["blocks"][0](x).detach(), network["embed"].weight
-    quantize(network.requires_grad_(False), how)  # type: ignore[arg-type]
+    quantize(network.requires_grad_(False), how, torch.device("cpu"))  # type: ignore[arg-type]
     assert network["embed"].weight is before
     difference = (network["blocks"][0](x) - exact).abs().max()
     assert 0 < difference < {"int8": 0.02, "nf4": 0.5}[how]

@@ -7,6 +7,7 @@ from helpers.command_line import Run, succeeded
 
 from sdpo.config.load import preset_names, preset_summary
 from sdpo.config.schema import Config
+from sdpo.estimate.memory_peaks import estimate_peaks
 
 HUB = {"sdxl-turbo-pickscore", "lcm-aesthetic", "sd35-turbo-pickscore", "flux-schnell-hpsv2", "z-image-turbo-pickscore",
        "sana-sprint-pickscore", "sdxl-lightning-pickscore", "hyper-sd-pickscore"}  # fmt: skip
@@ -33,6 +34,26 @@ def test_the_presets_of_real_few_step_models() -> None:
         fused = model.fuse_lora
         assert fused is not None and fused.scale == 1 and "4step" in str(fused.weight_name)
         assert model.scheduler is not None and model.scheduler["timestep_spacing"] == "trailing"
+
+
+GRADIENT = {
+    *(f"sd-turbo-{reward}-gradient" for reward in ("aesthetic", "pickscore", "hpsv2", "imagereward")),
+    *("sdxl-turbo-pickscore-gradient", "lcm-aesthetic-gradient", "flux-schnell-hpsv2-gradient"),
+    *("flux2-klein-hpsv2-gradient", "sd35-turbo-pickscore-gradient", "sana-sprint-pickscore-gradient"),
+    "z-image-turbo-pickscore-gradient",
+}  # fmt: skip
+
+
+def test_presets_of_reward_gradients_are_guarded_and_fit_their_gpu() -> None:
+    assert {*preset_names()} >= GRADIENT
+    for name in GRADIENT:
+        config = Config.load(name)
+        assert config.gradient_algorithm() is not None and config.evaluate.held_out and len(config.stop_when) == 2
+        assert config.train.kl_weight > 0 and config.train.kl_form == "clean" and config.train.ema_decay is not None
+        assert "not a published set-up" in preset_summary(name)
+        found = estimate_peaks(config)
+        fits = 16e9 if name.startswith("sd-turbo") else 24e9
+        assert found is None and "klein" in name or found is not None and found.peak < fits, name
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -54,12 +54,20 @@ def test_every_reward_that_an_evaluation_asks_takes_its_memory() -> None:
     assert beside.rewards - alone.rewards == 1_715_000_000 and beside.scoring - alone.scoring == 1_715_000_000
 
 
-def test_a_quantised_network_starts_whole() -> None:
+def test_a_network_is_quantised_on_its_way_to_the_device() -> None:
     found = [peaks("sdxl-turbo-pickscore", model={"quantize": how}) for how in (None, "int8", "nf4")]
     sizes = [f.parts["network"] for f in found]
     assert sizes[0] - sizes[1] == 2_232_647_680
     assert sizes[0] - sizes[2] == pytest.approx(2_232_647_680 * (2 - 0.5 - 1 / 16), abs=1)
-    assert len({f.start for f in found}) == 1
+    assert [found[0].start - f.start for f in found] == [sizes[0] - size for size in sizes]
+
+
+def test_reward_gradients_keep_the_decoder_and_the_reward_for_one_image() -> None:
+    policy, climbing = peaks("pickscore"), peaks("sd-turbo-pickscore-gradient")
+    assert policy.climbing == 0 and climbing.climbing > 2_000_000_000
+    assert climbing.peak < 16e9 and peaks("sdxl-turbo-pickscore-gradient").peak < 24e9
+    more = peaks("sd-turbo-pickscore-gradient", scoring={"decode_batch": 2})
+    assert more.climbing == 2 * climbing.climbing
 
 
 def test_small_parts_are_in_megabytes() -> None:

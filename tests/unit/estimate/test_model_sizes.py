@@ -32,7 +32,7 @@ def test_files_tell_what_the_loaded_model_has(pipeline_path: Callable[[str], Pat
     assert math.prod(latent_shape(size)) == math.prod(backbone.latent_shape)
     assert size.embeds_guidance == (backbone.guidance == "embedded")
     assert model_facts(str(pipeline_path(name))).ends_random(None) == backbone.denoiser(4, 1.0).ends_random
-    make_trainable(backbone, config)
+    make_trainable(backbone, config, torch.device("cpu"))
     assert 3 * size.lora_per_rank == sum(p.numel() for p in backbone.trainable_parameters().values())
 
 

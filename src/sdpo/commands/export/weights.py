@@ -178,7 +178,7 @@ def _load_checkpointed(config: Config, checkpoint: Checkpoint, averaged: bool) -
     data["model"]["quantize"] = None
     whole = Config.parse(data, NO_IMPORTS)
     backbone = load_model(whole, _CPU)
-    make_trainable(backbone, whole)
+    make_trainable(backbone, whole, backbone.device)
     values = checkpoint.ema if averaged else checkpoint.weights
     for key, parameter in backbone.trainable_parameters().items():
         parameter.copy_(values[key])

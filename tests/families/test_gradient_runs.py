@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.family_runs import Pipelines, overrides
+from helpers.paths import REPOSITORY
 from helpers.pipelines import PIPELINES
 from helpers.run_files import lora_weights, rows
 from helpers.small_rewards import MAKERS
@@ -85,3 +86,16 @@ def test_a_hybrid_run_makes_both_updates(tmp_path: Path, tiny_pipeline: Path) ->
     train(tmp_path / "again", settings)
     whole, again = (lora_weights(tmp_path / run) for run in ("whole", "again"))
     assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+def test_an_algorithm_of_the_users_own_is_climbed(
+    tmp_path: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "examples"))
+    settings = overrides(lambda _: tiny_pipeline, "StableDiffusionPipeline")
+    train(tmp_path / "run", settings, "algorithm={name: own_gradient:EndsFirst, share: 0.25}", "epochs=1")
+    (row,) = rows(tmp_path / "run")
+    # Three steps are sampled, the first image passes one evaluation and the last one all three.
+    assert row["train/grad_norm"] > 0 and row["denoiser_evaluations"] == 4 * (3 + 3)
+    assert main(["train", "emoji", *settings, *FEW, "algorithm=builtins:dict", "--output-dir", str(tmp_path)]) == 2
+    assert "not a subclass of sdpo.Algorithm or sdpo.RewardGradient or sdpo.Hybrid" in capsys.readouterr().err

@@ -13,7 +13,7 @@ PAGE = (REPOSITORY / "docs" / "extend.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["own_algorithm.py", "own_callback.py"])
+@pytest.mark.parametrize("name", ["own_algorithm.py", "own_callback.py", "own_gradient.py"])
 def test_the_page_shows_the_example_as_it_is(name: str) -> None:
     assert (REPOSITORY / "examples" / name).read_text(encoding="utf-8") in BLOCKS
 

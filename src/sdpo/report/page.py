@@ -18,7 +18,7 @@ from sdpo.report.usage import usage
 from sdpo.report.warnings import collapse_warnings
 
 _LONG_NAME = "Stepwise Diffusion Policy Optimization"
-_LONG_NAMES = {"sdpo": _LONG_NAME}
+_LONG_NAMES = {"sdpo": _LONG_NAME, "srg": "stepwise reward gradients"}
 
 
 def render_page(run: Run) -> str:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from helpers.plane_model import Plane, optimize
 from sdpo.backbones import Conditioning
-from sdpo.loop.gradient_update import GradientSettings, GradientUpdate
+from sdpo.loop.gradient_records import GradientSettings
+from sdpo.loop.gradient_update import GradientUpdate
 from sdpo.loop.policy import Policy
 from sdpo.loop.reward_head import RewardHead
 from sdpo.loop.reward_mix import RewardMix

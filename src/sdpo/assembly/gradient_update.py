@@ -13,7 +13,8 @@ from sdpo.config import Config
 from sdpo.errors import UserError
 from sdpo.loop.clock import Clock
 from sdpo.loop.collect import gather_scores
-from sdpo.loop.gradient_update import GradientSettings, GradientUpdate
+from sdpo.loop.gradient_records import GradientSettings
+from sdpo.loop.gradient_update import GradientUpdate
 from sdpo.loop.optimizer import Optimization
 from sdpo.loop.reward_head import RewardHead
 from sdpo.loop.reward_mix import RewardMix

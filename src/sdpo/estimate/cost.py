@@ -10,7 +10,7 @@ from sdpo.assembly.update import first_step_is_shared, optimizer_steps, visits
 from sdpo.config import Config
 from sdpo.estimate.model_sizes import model_facts
 from sdpo.estimate.preflight import ends_random
-from sdpo.loop.gradient_update import gradient_evaluations
+from sdpo.loop.gradient_cost import gradient_evaluations
 from sdpo.method.algorithms import Algorithm, RewardGradient
 from sdpo.method.seeds import generator
 

@@ -14,9 +14,10 @@ from helpers.curved_model import Curved, ExactMix, Hill, gradient_update
 from helpers.plane_model import Plane
 from torch import Tensor
 
-from sdpo.errors import RewardError
+from sdpo.errors import RewardError, UserError
 from sdpo.loop.divergence import NotFiniteError
-from sdpo.loop.gradient_update import GradientUpdate, gradient_evaluations
+from sdpo.loop.gradient_cost import gradient_evaluations
+from sdpo.loop.gradient_update import GradientUpdate
 from sdpo.loop.policy import Policy, PromptEmbeddings
 from sdpo.loop.reward_mix import RewardMix
 from sdpo.loop.rollout import draw_noise
@@ -316,3 +317,19 @@ def test_memory_grows_neither_with_steps_nor_with_trajectories(algorithm: Reward
         update.run([Prompt("x")] * trajectories, range(trajectories), PromptEmbeddings(policy.backbone), 1, 1)
         found[steps, trajectories] = Wide.most
     assert set(found.values()) <= {1, 2} and len(set(found.values())) == 1, found
+
+
+@pytest.mark.parametrize(
+    ("chosen", "text"),
+    [
+        ([], "return at least one term"),
+        ([Term(1, 0.5), Term(1, 0.5)], "one for each step"),
+        ([Term(T, 1.0)], "use a step from 0 to 3"),
+        ([Term(1, 1.0, through=3)], "through from 1 to step"),
+        ([Term(1, float("nan"))], "a finite weight"),
+        ([Term(1, 0.5, redraws=1), Term(2, 0.5, through=2)], "redraws beside a gradient"),
+    ],
+)
+def test_terms_without_a_meaning_are_refused(chosen: list[Term], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        run(gradient_update(Policy(Curved()), Terms(chosen=chosen), [T], N))

@@ -7,10 +7,12 @@ these are constants.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from sdpo.errors import UserError
 from sdpo.method.augment import Augment
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ class Term:
         weight: w_i.
         through: the network evaluations that the gradient passes, from step i backwards, in 1 … i + 1.
         redraws: the number of times that x̂_i is noised again to the level of step i, and denoised; the reward is the
-            mean over the image and these (DRaFT-LV).
+            mean over the image and these (DRaFT-LV). They need `through` 1 in all terms of an update.
     """
 
     step: int
@@ -80,6 +82,35 @@ class RewardGradient(ABC):
     def objective(self, rewards: Tensor) -> Tensor:
         """Turn the rewards of N images into what is maximised, elementwise, [N]; here the rewards themselves."""
         return rewards
+
+
+def check_terms(algorithm: RewardGradient, terms: list[Term], num_steps: int) -> list[Term]:
+    """Verify the terms that an algorithm, which may be the user's own, chose for an update.
+
+    Args:
+        algorithm: the algorithm, for the message.
+        terms: the terms.
+        num_steps: T.
+
+    Returns:
+        The terms.
+
+    Raises:
+        UserError: if there is no term, two have the same step, a step or `through` is out of its range, a number is not
+            finite, or redraws stand beside a gradient through several evaluations.
+    """
+    who, steps = f"algorithm {type(algorithm).__name__}: terms({num_steps}, …)", [term.step for term in terms]
+    if not terms or len(set(steps)) != len(steps):
+        raise UserError(f"{who} returned the steps {steps}: return at least one term, and one for each step")
+    for term in terms:
+        if not (0 <= term.step < num_steps and 1 <= term.through <= term.step + 1 and math.isfinite(term.weight)):
+            raise UserError(
+                f"{who} returned {term}: use a step from 0 to {num_steps - 1}, a finite weight, and through from 1 to "
+                "step + 1"
+            )
+    if any(term.redraws for term in terms) and any(term.through > 1 for term in terms):
+        raise UserError(f"{who} returned redraws beside a gradient through several evaluations: set through=1 in all")
+    return terms
 
 
 def check_at_least_one(algorithm: RewardGradient, *fields: str) -> None:

@@ -248,10 +248,12 @@ def rewards(arguments: Namespace) -> None:
     from sdpo.rewards.descriptions import DESCRIPTIONS
     from sdpo.system.units import gigabytes
 
-    say(f"{'name':23} {'scores':13} {'weights':>7}  {'licence':16} description")
+    say(f"{'name':23} {'scores':13} {'weights':>7}  {'gradient':8}  {'licence':16} description")
     for d in DESCRIPTIONS:
-        say(f"{d.name:23} {d.range:13} {gigabytes(d.size) if d.size else '-':>7}  {d.licence:16} {d.text}")
-    say(f"{'my_module:my_reward':23} {'yours':13} {'-':>7}  {'':16} your own callable: see docs/rewards.md")
+        size, gradient = gigabytes(d.size) if d.size else "-", "yes" if d.has_gradient else "no"
+        say(f"{d.name:23} {d.range:13} {size:>7}  {gradient:8}  {d.licence:16} {d.text}")
+    own = "your own callable: see docs/rewards.md"
+    say(f"{'my_module:my_reward':23} {'yours':13} {'-':>7}  {'own':8}  {'':16} {own}")
 
 
 def presets(arguments: Namespace) -> None:

@@ -16,12 +16,14 @@ class Description:
         range: the range of its scores.
         text: what the reward measures, and what it needs.
         reads_prompt: whether the score depends on the prompt.
+        has_gradient: whether the score has a gradient at the image, which srg, draft and refl follow.
     """
 
     name: str
     range: str
     text: str
     reads_prompt: bool = True
+    has_gradient: bool = True
 
     @property
     def licence(self) -> str:
@@ -37,15 +39,25 @@ class Description:
 
 DESCRIPTIONS = (
     Description("emoji_score", "-1 … 1", "cosine of image and prompt, for the embedded model (comes with the package)"),
-    Description("emoji_judge", "0 or 1", "whether the right animal is recognised; for evaluation, not for training"),
+    Description(
+        "emoji_judge",
+        "0 or 1",
+        "whether the right animal is recognised; for evaluation, not for training",
+        has_gradient=False,
+    ),
     Description(
         "jpeg_compressibility",
         "< 0",
         "minus the size as JPEG, quality 95, in kB (Black et al. 2023)",
         reads_prompt=False,
+        has_gradient=False,
     ),
     Description(
-        "jpeg_incompressibility", "> 0", "the size as JPEG, quality 95, in kB (Black et al. 2023)", reads_prompt=False
+        "jpeg_incompressibility",
+        "> 0",
+        "the size as JPEG, quality 95, in kB (Black et al. 2023)",
+        reads_prompt=False,
+        has_gradient=False,
     ),
     Description("colorfulness", ">= 0", "M of Hasler & Süsstrunk 2003, for pixels of 0 … 255", reads_prompt=False),
     Description("aesthetic", "1 … 10", "LAION aesthetic predictor on CLIP ViT-L/14; images alone", reads_prompt=False),
@@ -54,9 +66,12 @@ DESCRIPTIONS = (
     Description("hpsv2.1", "0.2 … 0.35", "Human Preference Score v2.1"),
     Description("pickscore", "18 … 24", "PickScore v1 (Kirstain et al. 2023)"),
     Description("clipscore", "0.3 … 0.9", "2.5 · cosine of CLIP ViT-L/14 (Hessel et al. 2021)"),
-    Description("http", "the server's", "your server, JSON over HTTP; reward_options.http.url", reads_prompt=False),
+    Description("http", "the server's", "your server, JSON over HTTP; reward_options.http.url", False, False),
     Description(
-        "vlm", "0 … 1", "a vision-language model behind an OpenAI-compatible API; reward_options.vlm.base_url, .model"
+        "vlm",
+        "0 … 1",
+        "a vision-language model behind an OpenAI-compatible API; reward_options.vlm.base_url, .model",
+        has_gradient=False,
     ),
-    Description("ray", "its own", "any reward in a pool of Ray actors; reward_options.ray.reward", reads_prompt=False),
+    Description("ray", "its own", "any reward in a pool of Ray actors; reward_options.ray.reward", False, False),
 )

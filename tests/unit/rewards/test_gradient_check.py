@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from helpers.small_rewards import MAKERS
 from torch import Tensor
 
 from sdpo.errors import RewardError, UserError
-from sdpo.rewards import PlacedReward, load_reward
+from sdpo.rewards import DESCRIPTIONS, REWARDS, Description, PlacedReward, load_reward
 from sdpo.rewards.gradient_check import check_differentiable, probe_gradient
 
 PROMPTS, METADATA = ["a cat", "two dogs"], [{}, {}]
@@ -102,3 +103,15 @@ def test_the_gradient_of_a_real_reward_model_is_that_of_its_finite_differences()
     step = 1e-2
     difference = (score(images + step * direction) - score(images - step * direction)) / (2 * step)
     assert (gradient * direction).sum().item() == pytest.approx(difference.item(), rel=2e-3)
+
+
+@pytest.mark.parametrize("description", DESCRIPTIONS, ids=lambda description: str(description.name))
+def test_the_list_of_rewards_says_which_have_a_gradient(description: Description) -> None:
+    name = description.name
+    if name in ("http", "vlm", "ray"):
+        module, _, kind = REWARDS[name].partition(":")
+        assert not getattr(getattr(importlib.import_module(module), kind), "differentiable", False)
+        assert not description.has_gradient
+        return
+    reward = MAKERS[name.removesuffix(".1")]("official", "float") if name.removesuffix(".1") in MAKERS else None
+    assert description.has_gradient == PlacedReward(name, reward or load_reward(name)).differentiable

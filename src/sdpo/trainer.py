@@ -21,6 +21,7 @@ from sdpo.loop.counters import Counters
 from sdpo.loop.epoch_row import epoch_row
 from sdpo.loop.normalization import normalize
 from sdpo.loop.policy_update import Metrics
+from sdpo.loop.returns import epoch_returns
 from sdpo.loop.scoring import Scores
 from sdpo.method.types import Trajectories
 from sdpo.rewards.base import Reward
@@ -137,7 +138,7 @@ class Trainer:
         """Turn dense rewards into advantages, normalised over the groups of all processes; float32 [B, K, T]."""
         parts = self.parts
         with parts.clock("advantage"):
-            returns = parts.algorithm.returns(scores.dense)
+            returns = epoch_returns(parts.algorithm, scores.dense, trajectories, parts.processes)
             return normalize(returns, trajectories, parts.normalizer, parts.processes)
 
     def update(self, epoch: int, trajectories: Trajectories, advantages: Tensor) -> Metrics:

@@ -17,11 +17,10 @@ from sdpo.assembly.user_objects import Given, GivenPrompts
 from sdpo.config import Config
 from sdpo.loop.clock import Clock
 from sdpo.loop.collect import sample_and_score
-from sdpo.loop.counters import Counters
 from sdpo.loop.epoch_row import epoch_row
-from sdpo.loop.gradient_update import GradientUpdate
 from sdpo.loop.learned import Learned
 from sdpo.loop.normalization import normalize
+from sdpo.loop.returns import epoch_returns
 from sdpo.loop.scoring import Scores
 from sdpo.loop.update_result import Metrics
 from sdpo.method.types import Trajectories
@@ -108,12 +107,7 @@ class Trainer:
         start, evaluations = time.perf_counter(), parts.policy.evaluations
         with parts.precision(), session.explaining_divergence(epoch):
             learned = self.learn(epoch)
-            spent = Counters(
-                images=learned.images,
-                reward_queries=learned.queries,
-                denoiser_evaluations=parts.policy.evaluations - evaluations,
-                seconds=time.perf_counter() - start,
-            )
+            spent = learned.costs(parts.policy.evaluations - evaluations, time.perf_counter() - start)
             counters, rate = session.counters.plus(spent, parts.processes), parts.optimization.learning_rate
             row = epoch_row(epoch, counters, learned.metrics, learned.rewards, rate, parts.processes)
             if parts.evaluator.is_due(epoch):
@@ -126,11 +120,10 @@ class Trainer:
         learned = []
         if self.parts.update is not None:
             trajectories, scores = self.collect(epoch)
-            advantages = self.credit(trajectories, scores)
-            metrics = self.update(epoch, trajectories, advantages)
+            metrics = self.update(epoch, trajectories, self.credit(trajectories, scores))
             learned.append(Learned.from_policy(metrics, trajectories, scores))
         if self.parts.gradient is not None:
-            learned.append(self.climb(epoch, self.parts.gradient))
+            learned.append(self.parts.climb(epoch, self.session.micro_batches.update))
         return Learned.joined(learned)
 
     def collect(self, epoch: int) -> tuple[Trajectories, Scores]:
@@ -145,7 +138,7 @@ class Trainer:
         """Turn dense rewards into advantages, normalised over the groups of all processes; float32 [B, K, T]."""
         parts = self.parts
         with parts.clock("advantage"):
-            returns = parts.policy_update.algorithm.returns(scores.dense)
+            returns = epoch_returns(parts.policy_update.algorithm, scores.dense, trajectories, parts.processes)
             return normalize(returns, trajectories, parts.normalizer, parts.processes)
 
     def update(self, epoch: int, trajectories: Trajectories, advantages: Tensor) -> Metrics:
@@ -155,12 +148,3 @@ class Trainer:
             result = update.run(trajectories, advantages, parts.denoiser, parts.embeddings, epoch, micro_batch)
         update.check(result, epoch, parts.processes)
         return result.metrics
-
-    def climb(self, epoch: int, update: GradientUpdate) -> Learned:
-        """Sample this process's trajectories and climb the gradient of their rewards."""
-        parts, micro_batch = self.parts, self.session.micro_batches.update
-        prompts, indices = parts.batches.deal(epoch)
-        with parts.clock("update"), update.head.mix.resident():
-            outcome = update.run(prompts, indices, parts.embeddings, epoch, micro_batch)
-        update.check(outcome.result, epoch, parts.processes)
-        return Learned(outcome.result.metrics, outcome.rewards, len(prompts), outcome.queries)

@@ -18,6 +18,7 @@ from sdpo.loop.rollout import final_images
 from sdpo.loop.scoring import Scorer
 from sdpo.method.advantages import GroupNormalizer, Normalizer, PairNormalizer, StepwiseNormalizer
 from sdpo.method.algorithms import GRADIENT_ALGORITHMS, POLICY_ALGORITHMS
+from sdpo.method.credit import GainCredit
 from sdpo.method.reward_plans import AllSteps, FinalStep
 from sdpo.prompts import Prompt
 
@@ -45,7 +46,8 @@ def learn(normalizer: Normalizer, name: str = "sdpo", **setting: Any) -> tuple[d
     setting = {**scale, **setting}
     algorithm = POLICY_ALGORITHMS[name](**setting)
     mix = RewardMix({"closeness": closeness}, {"closeness": 1.0})
-    settings = update_settings(batch_size=32, whole_trajectories=algorithm.takes_trajectories)
+    whole, last_step = algorithm.takes_trajectories, algorithm.credit.trains_last_step
+    settings = update_settings(batch_size=32, whole_trajectories=whole, last_step=last_step)
     update = PolicyUpdate(policy, algorithm, settings, optimize(policy, torch.optim.AdamW, lr=0.05))
     before = rewards_by_steps(policy)
     for epoch in range(1, 16):
@@ -75,6 +77,16 @@ def test_sdpo_learns_with_pair_normalisation_every_plan_and_more_branches() -> N
     for setting in ({}, {"reward_plan": AllSteps()}, {"reward_plan": FinalStep()}, {"branches": 4}):
         before, after = learn(PairNormalizer(), **setting)
         assert all(after[steps] > before[steps] + 0.2 for steps in before), (setting, before, after)
+
+
+@pytest.mark.parametrize("credit", [GainCredit(), GainCredit(0.5), GainCredit(baseline="fitted")], ids=str)
+@pytest.mark.parametrize("name", ["sdpo", "ddpo", "d3po", "grpo"])
+def test_every_algorithm_of_single_steps_learns_from_gains(name: str, credit: GainCredit) -> None:
+    grouped = name == "grpo"
+    normalizer = GroupNormalizer() if grouped else StepwiseNormalizer()
+    setting = {"credit": credit, "reward_plan": AllSteps(), "discount": 1.0, "branches": 4 if grouped else 2}
+    before, after = learn(normalizer, name, **setting)
+    assert all(after[steps] > before[steps] + 0.2 for steps in before), (before, after)
 
 
 @pytest.fixture(scope="module")

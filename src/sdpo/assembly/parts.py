@@ -16,6 +16,7 @@ from sdpo.loop.batches import Batches
 from sdpo.loop.clock import Clock
 from sdpo.loop.collect import gather_scores
 from sdpo.loop.gradient_update import GradientUpdate
+from sdpo.loop.learned import Learned
 from sdpo.loop.optimizer import Optimization
 from sdpo.loop.policy_update import PolicyUpdate
 from sdpo.loop.reward_mix import RewardMix
@@ -96,6 +97,24 @@ class Parts(ModelParts):
         """The policy update of a run that makes one."""
         assert self.update is not None, "asked for in runs with policy updates alone"
         return self.update
+
+    def climb(self, epoch: int, micro_batch: int) -> Learned:
+        """Sample this process's trajectories and climb the gradient of their rewards.
+
+        Args:
+            epoch: the epoch, from 1.
+            micro_batch: trajectories a network call.
+
+        Raises:
+            UserError: if a reward fails, or a value is not finite.
+        """
+        update = self.gradient
+        assert update is not None, "asked for in runs by reward gradients alone"
+        prompts, indices = self.batches.deal(epoch)
+        with self.clock("update"), update.head.mix.resident():
+            outcome = update.run(prompts, indices, self.embeddings, epoch, micro_batch)
+        update.check(outcome.result, epoch, self.processes)
+        return Learned(outcome.result.metrics, outcome.rewards, len(prompts), outcome.queries)
 
     def scorer(self) -> Scorer:
         """Make the scorer of one epoch's trajectories."""

@@ -176,6 +176,11 @@ class Config(Section):
                 f"algorithm.credit={credit} gives the last step no return, and sample.num_steps=1 has no other step: "
                 "use algorithm.credit=step or more steps"
             )
+        if sample.prompts_per_epoch < algorithm.credit.min_groups:
+            raise ValueError(
+                f"algorithm.credit={name_of(type(algorithm.credit), CREDITS)} compares groups, and "
+                f"sample.prompts_per_epoch is {sample.prompts_per_epoch}: use {algorithm.credit.min_groups} or more"
+            )
 
     def _check_frozen_weights(self) -> None:
         if self.model.text_encoders == "free" and self.lora is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sdpo.loop.counters import Counters
 from sdpo.loop.epoch_row import EpochRewards
 from sdpo.loop.scoring import Scores
 from sdpo.loop.update_result import Metrics
@@ -32,6 +33,10 @@ class Learned:
         """The outcome of a policy update."""
         rewards = EpochRewards(scores.first, scores.last, scores.raw)
         return cls(metrics, rewards, trajectories.log_prob[..., 0].numel(), scores.queries)
+
+    def costs(self, evaluations: int, seconds: float) -> Counters:
+        """The costs of the epoch, given its network evaluations and seconds."""
+        return Counters(self.images, self.queries, evaluations, seconds)
 
     @classmethod
     def joined(cls, parts: Sequence[Learned]) -> Learned:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from sdpo.errors import UserError
+from sdpo.loop.all_groups import over_all_groups
 from sdpo.loop.collectives import Collectives
 from sdpo.method.advantages import Normalizer
 from sdpo.method.types import Trajectories
@@ -26,15 +26,15 @@ def normalize(returns: Tensor, trajectories: Trajectories, normalizer: Normalize
     Raises:
         UserError: if the normaliser returns another shape, or values that are not finite.
     """
-    own = list(zip(trajectories.sample_index.tolist(), trajectories.prompts, returns.cpu(), strict=True))
-    everyone = sorted(processes.gather(own), key=lambda item: item[0])
-    stacked = torch.stack([r for _, _, r in everyone])
-    advantages = normalizer.update([prompt for _, prompt, _ in everyone], stacked)
-    if advantages.shape != stacked.shape or not advantages.isfinite().all():
-        raise UserError(
-            f"the normaliser {type(normalizer).__name__} returned shape {tuple(advantages.shape)}"
-            f"{'' if advantages.isfinite().all() else ' with values that are not finite'}; return one finite advantage "
-            f"for each return, shape {tuple(stacked.shape)}."
-        )
-    place = {index: i for i, (index, _, _) in enumerate(everyone)}
-    return advantages[[place[index] for index, _, _ in own]].to(returns.device, torch.float32)
+
+    def checked(prompts: list[str], everyone: Tensor) -> Tensor:
+        advantages = normalizer.update(prompts, everyone)
+        if advantages.shape != everyone.shape or not advantages.isfinite().all():
+            raise UserError(
+                f"the normaliser {type(normalizer).__name__} returned shape {tuple(advantages.shape)}"
+                f"{'' if advantages.isfinite().all() else ' with values that are not finite'}; return one finite "
+                f"advantage for each return, shape {tuple(everyone.shape)}."
+            )
+        return advantages
+
+    return over_all_groups(checked, returns, trajectories, processes)

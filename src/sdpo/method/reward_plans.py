@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sdpo.method.dense_rewards import group_query_steps, interpolate, query_steps, similarities
 from sdpo.method.lazy_torch import torch
@@ -22,10 +22,13 @@ class RewardPlan(ABC):
     Attributes:
         first_query: which of the Q queries is the first step's image; None where the plan does not ask for that image.
         last_query: which of the Q queries is the last step's image, which every plan asks for.
+        step_rewards: the rewards of the steps before the last: `scored` are scores of each step's own image,
+            `predicted` come from the scores of several images, which may be later ones, and `zero` are none.
     """
 
     first_query: ClassVar[int | None] = None
     last_query: ClassVar[int] = -1
+    step_rewards: ClassVar[Literal["scored", "predicted", "zero"]] = "predicted"
 
     @abstractmethod
     def steps(self, x0: Tensor) -> Tensor:
@@ -77,6 +80,8 @@ class RewardPlan(ABC):
 class FinalStep(RewardPlan):
     """Scores the last step's image alone; the other steps have reward 0."""
 
+    step_rewards: ClassVar[Literal["scored", "predicted", "zero"]] = "zero"
+
     def steps(self, x0: Tensor) -> Tensor:
         """The last step of every trajectory, [B, K, 1]."""
         return torch.full((*x0.shape[:2], 1), x0.shape[2] - 1, device=x0.device)
@@ -95,6 +100,7 @@ class AllSteps(RewardPlan):
     """Scores the image of every step: exact dense rewards, at T queries a trajectory."""
 
     first_query: ClassVar[int | None] = 0
+    step_rewards: ClassVar[Literal["scored", "predicted", "zero"]] = "scored"
 
     def steps(self, x0: Tensor) -> Tensor:
         """Every step of every trajectory, [B, K, T]."""

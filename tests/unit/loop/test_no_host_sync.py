@@ -30,7 +30,7 @@ IN_THE_LOOPS: dict[str, set[str] | None] = {
     "loop/shared_first_step.py": {"network_rows"},
     "loop/optimizer.py": {"backward", "step", "_advance", "_reduce", "_average_gradients", "_average"},
     "method/gaussian.py": None,
-    "method/credit.py": {"temporal_weights"},
+    "method/credit/temporal.py": {"temporal_weights"},
     "method/denoisers/ddim.py": {"transition"},
     "method/denoisers/flow.py": {"transition"},
     "method/denoisers/consistency.py": {"transition"},

@@ -30,7 +30,7 @@ class Algorithm(ABC, Generic[Batch]):
         discount: γ of the returns, in 0 … 1.
         reward_plan: which steps' images are scored, and the reward of every step that follows.
         branches: K, trajectories that share a prompt and, unless `sample.shared_noise` is off, a starting noise.
-        credit: the rule that turns dense rewards into returns.
+        credit: the rule that turns dense rewards into returns: `step` (published), `future` or `gain`.
         takes_trajectories: whether the loss takes whole trajectories (`TrajectoryBatch`) instead of single steps
             (`StepBatch`).
         needs_log_prob: whether the loss needs the log-probabilities of random steps, so that sampling must be
@@ -64,6 +64,12 @@ class Algorithm(ABC, Generic[Batch]):
             raise ValueError(f"{why}: algorithm.branches must be at least {self.min_branches}")
         if not 0 <= self.discount <= 1:
             raise ValueError("algorithm.discount must be in 0 … 1")
+        self.credit.check_algorithm(
+            branches=self.branches,
+            discount=self.discount,
+            reward_plan=self.reward_plan,
+            takes_trajectories=self.takes_trajectories,
+        )
 
     def own_normalizer(self) -> Normalizer | None:
         """Build the normaliser with the settings that are part of the algorithm's definition.
@@ -80,7 +86,8 @@ class Algorithm(ABC, Generic[Batch]):
         """Turn dense rewards into returns by the credit rule.
 
         Args:
-            dense: a reward for every step, float32 [B, K, T].
+            dense: a reward for every step, float32 [B, K, T]; of the groups of all processes where the rule compares
+                groups.
 
         Returns:
             float32 [B, K, T].

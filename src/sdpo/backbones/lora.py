@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,20 @@ def check_trainable(network: Any, text_encoders: Sequence[nn.Module], path: str,
 def attached(network: nn.Module, adapter: str = ADAPTER) -> bool:
     """Whether a network has a LoRA of that name."""
     return adapter in getattr(network, "peft_config", {})
+
+
+@contextlib.contextmanager
+def scaled(network: nn.Module, strength: float) -> Iterator[None]:
+    """A context in which the LoRA's change of a network is multiplied by `strength`."""
+    layers: list[Any] = [module for module in network.modules() if ADAPTER in getattr(module, "scaling", {})]
+    own = [layer.scaling[ADAPTER] for layer in layers]
+    for layer, scaling in zip(layers, own, strict=True):
+        layer.scaling[ADAPTER] = strength * scaling
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, own, strict=True):
+            layer.scaling[ADAPTER] = scaling
 
 
 def make_trainable(network: nn.Module) -> None:

@@ -130,6 +130,14 @@ class TrainableBackbone(Backbone):
         """Whether the network has a LoRA, trained or loaded."""
         return lora.attached(self.network_module)
 
+    def lora_strength(self, strength: float) -> contextlib.AbstractContextManager[None]:
+        """A context in which the LoRA's change of the network is multiplied by `strength`; 1 changes nothing.
+
+        Args:
+            strength: the factor; a LoRA that was merged into the weights is not scaled.
+        """
+        return lora.scaled(self.network_module, strength)
+
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The network's parameters that require a gradient, by name."""
         return {n: p for n, p in self.network_module.named_parameters() if p.requires_grad}

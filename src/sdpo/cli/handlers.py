@@ -97,14 +97,18 @@ def evaluate(arguments: Namespace) -> None:
     ):
         raise UserError("--steps, --images-per-prompt and --max-prompts must be at least 1")
     _prepare_libraries()
-    from sdpo.cli.tables import evaluation_table
+    from sdpo.cli.tables import evaluation_table, strength_table
     from sdpo.commands.evaluate import WRITTEN, default_output, evaluate_target
+    from sdpo.commands.strengths import WRITTEN as SWEPT
+    from sdpo.commands.strengths import evaluate_strengths, read_strengths
 
-    path = Path(arguments.output) if arguments.output else default_output(arguments.target, arguments.eta)
+    sweep = arguments.strength is not None
+    strengths = read_strengths(arguments.strength) if sweep else []
+    own = default_output(arguments.target, arguments.eta, sweep)
+    path = Path(arguments.output) if arguments.output else own
     if path is not None:
-        check_replaceable(path, "--output", holds_json(WRITTEN))
-    result, _ = evaluate_target(
-        arguments.target,
+        check_replaceable(path, "--output", holds_json(SWEPT if sweep else WRITTEN))
+    options = (
         steps,
         arguments.prompts,
         arguments.reward,
@@ -113,10 +117,14 @@ def evaluate(arguments: Namespace) -> None:
         arguments.eta,
         arguments.max_prompts,
     )
+    if sweep:
+        result = evaluate_strengths(arguments.target, strengths, *options)
+    else:
+        result, _ = evaluate_target(arguments.target, *options)
     replaced = path is not None and path.exists()
     if path is not None:
         write(path, json.dumps(result, indent=1) + "\n")
-    show(evaluation_table(result))
+    show(strength_table(result) if sweep else evaluation_table(result))
     if path is not None:
         say(f"written to {path}{', in place of its earlier contents (use --output to keep both)' * replaced}")
 

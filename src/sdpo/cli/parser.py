@@ -80,11 +80,15 @@ def _evaluate(commands: Commands) -> None:
         help="sampler: own (the pipeline's own call), training, or the training sampler with this η (default: the "
         "run's evaluate.eta; for a model: own)",
     )
+    evaluate.add_argument(
+        "--strength",
+        help="factors of a run's LoRA, such as 0,0.5,1: a row for each, with monitors (0: the base model)",
+    )
     _add_device(evaluate)
     evaluate.add_argument(
         "--output",
-        help="JSON file to write (default: DIR/evaluation.json, and by another sampler than the run's, for example "
-        "DIR/evaluation-eta-1.json)",
+        help="JSON file to write (default: DIR/evaluation.json; by another sampler than the run's, for example "
+        "DIR/evaluation-eta-1.json; of --strength, DIR/evaluation-strength.json)",
     )
     evaluate.set_defaults(run=handlers.evaluate)
 

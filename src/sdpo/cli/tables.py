@@ -37,6 +37,22 @@ def evaluation_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
+def strength_table(result: Mapping[str, Any]) -> Table:
+    """Tabulate the mean rewards and the monitors at each strength of a LoRA.
+
+    Args:
+        result: the result of `evaluate_strengths`.
+    """
+    steps = list(next(iter(next(iter(result["summary"].values())).values())))
+    table = Table(title=f"{len(result['prompts'])} images a step count, by {result['sampler']}")
+    for column in ("measure", "strength", *(f"{n} step{'s' * (n != '1')}" for n in steps)):
+        table.add_column(column, justify="left" if column == "measure" else "right")
+    for name in next(iter(result["summary"].values())):
+        for strength, measured in result["summary"].items():
+            table.add_row(name, strength, *(f"{measured[name][n]:.4f}" if n in measured[name] else "" for n in steps))
+    return table
+
+
 def score_table(rows: Sequence[Mapping[str, Any]], rewards: Sequence[str]) -> Table:
     """Tabulate the scores of image files.
 

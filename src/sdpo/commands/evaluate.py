@@ -19,7 +19,7 @@ from sdpo.distributed.processes import Processes
 from sdpo.errors import UserError
 from sdpo.evaluation.choice import choose
 from sdpo.evaluation.conditions import Conditions, differences
-from sdpo.evaluation.evaluate import evaluate
+from sdpo.evaluation.evaluate import EvaluatedImages, evaluate
 from sdpo.evaluation.record import ImageScores, Weights
 from sdpo.loop.micro_batch_search import default_samples
 from sdpo.prompts import Prompt, load_prompts
@@ -35,7 +35,7 @@ WRITTEN = ("prompts", "seeds", "base", "summary")
 """Keys of every result, by which its file is recognised."""
 
 
-def default_output(target: str, eta: str | None = None) -> Path | None:
+def default_output(target: str, eta: str | None = None, sweep: bool = False) -> Path | None:
     """The file for the result where the user names none; None for a model, whose result is only printed.
 
     Each sampler has its own file, so that the results by two of them can lie side by side.
@@ -43,6 +43,7 @@ def default_output(target: str, eta: str | None = None) -> Path | None:
     Args:
         target: a run's directory, or a model as `model.path` names it.
         eta: the sampler as for `evaluate_target`.
+        sweep: whether the result is that of several strengths of the LoRA, which has a file of its own.
 
     Raises:
         UserError: if a newer version wrote the run, its configuration cannot be read, or `eta` names no sampler.
@@ -52,21 +53,21 @@ def default_output(target: str, eta: str | None = None) -> Path | None:
         return None
     check_format(run)
     config = Config.of_run(run.config)
-    return _output(run, config, _with_sampler(config, eta))
+    return _output(run, config, _with_sampler(config, eta), sweep)
 
 
-def _output(run: RunDirectory, config: Config, drawn: Config) -> Path:
+def _output(run: RunDirectory, config: Config, drawn: Config, sweep: bool = False) -> Path:
     """The file for the result.
 
     Args:
         run: the run's directory.
         config: the run's configuration.
         drawn: the configuration with the sampler that draws the images.
+        sweep: whether the result is that of several strengths of the LoRA.
     """
     level = drawn.evaluate.eta
-    if level == config.evaluate.eta:
-        return run.evaluate_output()
-    return run.evaluate_output("own" if level is None else f"eta-{level:g}")
+    own = level == config.evaluate.eta
+    return run.evaluate_output(None if own else "own" if level is None else f"eta-{level:g}", sweep)
 
 
 def evaluate_target(
@@ -100,17 +101,9 @@ def evaluate_target(
     Raises:
         UserError: if the target, the prompts or a reward cannot be loaded, or a reward fails.
     """
-    processes = Processes(device)
     found = open_target(target)
-    config, names = _with_sampler(found.config, eta), rewards or _rewards_of_run(found.config)
-    scoring = _Scoring(
-        config=config,
-        prompts=_prompts(config, prompts, max_prompts),
-        rewards=load_rewards(config, names, processes.device),
-        steps=steps,
-        images_per_prompt=images_per_prompt,
-        processes=processes,
-    )
+    scoring = Scoring.of(found.config, steps, prompts, rewards, images_per_prompt, device, eta, max_prompts)
+    config, processes, names = scoring.config, scoring.processes, list(scoring.rewards)
     backbone = load_model(config, processes.device)
     warn_of_truncated(backbone, [p.text for p in scoring.prompts])
     base, conditions = scoring.scores(backbone)
@@ -173,7 +166,7 @@ def _with_sampler(config: Config, eta: str | None) -> Config:
 
 
 @dataclass(frozen=True)
-class _Scoring:
+class Scoring:
     """The settings that the base model and the tuned one are scored with.
 
     Attributes:
@@ -192,16 +185,62 @@ class _Scoring:
     images_per_prompt: int
     processes: Processes
 
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        steps: Sequence[int],
+        prompts: str | None,
+        rewards: list[str] | None,
+        images_per_prompt: int,
+        device: str,
+        eta: str | None,
+        max_prompts: int | None,
+    ) -> Scoring:
+        """Collect the settings; the arguments are those of `evaluate_target`.
+
+        Raises:
+            UserError: if the prompts or a reward cannot be loaded, or `eta` names no sampler.
+        """
+        processes = Processes(device)
+        drawn, names = _with_sampler(config, eta), rewards or _rewards_of_run(config)
+        return cls(
+            config=drawn,
+            prompts=_prompts(drawn, prompts, max_prompts),
+            rewards=load_rewards(drawn, names, processes.device),
+            steps=steps,
+            images_per_prompt=images_per_prompt,
+            processes=processes,
+        )
+
     def scores(self, backbone: PipelineBackbone) -> tuple[ImageScores, Conditions]:
         """Draw and score the images of a model; returns the scores and their conditions."""
+        found, conditions = self.evaluated(backbone)
+        return found.scores, conditions
+
+    def evaluated(self, backbone: PipelineBackbone, monitored: int = 0) -> tuple[EvaluatedImages, Conditions]:
+        """Draw and score the images of a model.
+
+        Args:
+            backbone: the model.
+            monitored: images of each prompt that the monitors see; 0 measures none.
+
+        Returns:
+            The scores and monitors, and the conditions of the images.
+        """
         micro_batch = default_samples(math.prod(backbone.latent_shape), self.processes.device)
         parts = build_model(self.config, self.processes, [p.text for p in self.prompts], backbone)
         with matrix_precision(self.config.model.tf32):
             drawing = parts.drawing(micro_batch)
             found = evaluate(
-                drawing, self.prompts, self.rewards, steps=self.steps, images_per_prompt=self.images_per_prompt
+                drawing,
+                self.prompts,
+                self.rewards,
+                steps=self.steps,
+                images_per_prompt=self.images_per_prompt,
+                monitored=monitored,
             )
-        return found.scores, drawing.conditions(drawing.sampler)
+        return found, drawing.conditions(drawing.sampler)
 
 
 def _rewards_of_run(config: Config) -> list[str]:

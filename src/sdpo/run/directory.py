@@ -103,13 +103,15 @@ class RunDirectory:
         """Images of the base and the tuned model, side by side."""
         return self.path / "samples.png"
 
-    def evaluate_output(self, sampler: str | None = None) -> Path:
+    def evaluate_output(self, sampler: str | None = None, sweep: bool = False) -> Path:
         """The file that `sdpo evaluate` writes by default.
 
         Args:
             sampler: the name of a sampler other than the one that the run's evaluations use; None is that one.
+            sweep: whether the file is that of several strengths of the LoRA.
         """
-        return self.path / ("evaluation.json" if sampler is None else f"evaluation-{sampler}.json")
+        parts = ["evaluation", *(["strength"] if sweep else []), *([sampler] if sampler is not None else [])]
+        return self.path / f"{'-'.join(parts)}.json"
 
     @property
     def evaluations(self) -> Path:

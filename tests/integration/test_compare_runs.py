@@ -20,7 +20,7 @@ from sdpo import Config, Trainer
 from sdpo.cli.main import main
 from sdpo.commands.compare.plan import plan_runs
 from sdpo.commands.compare.training import train_missing
-from sdpo.method.algorithms import POLICY_ALGORITHMS
+from sdpo.method.algorithms import GRADIENT_ALGORITHMS, POLICY_ALGORITHMS
 
 NOTHING = bad_rewards.path_to("nothing")
 VARIANTS = f"""
@@ -29,6 +29,7 @@ refused: {{rewards: {{'{NOTHING}': 1.0}}}}
 crashing: {{rewards: {{colorfulness: 1.0}}, prompts: {{train: [explode]}}}}
 """
 
+COMPARED = [*POLICY_ALGORITHMS, *GRADIENT_ALGORITHMS]
 
 Command = list[str]
 
@@ -51,7 +52,7 @@ def command(folder: Path) -> Command:
 @pytest.fixture(scope="module")
 def whole(folder: Path, command: Command) -> Path:
     """A comparison of all algorithms; tests copy what they change."""
-    assert main([*command, ",".join(POLICY_ALGORITHMS), "--output-dir", str(folder / "whole")]) == 0
+    assert main([*command, ",".join(COMPARED), "--output-dir", str(folder / "whole")]) == 0
     return folder / "whole"
 
 
@@ -61,14 +62,11 @@ def numbers(folder: Path) -> list[dict[str, str]]:
 
 
 def test_every_algorithm_begins_with_the_base_model(sdpo: Run, command: Command, whole: Path) -> None:
-    names = ",".join(POLICY_ALGORITHMS)
+    names = ",".join(COMPARED)
     assert "grpo-seed42: 0 of 2 epochs" in succeeded(sdpo(*command, names, "--dry-run")).stdout
     table = numbers(whole)
-    assert {row["name"] for row in table} == set(POLICY_ALGORITHMS) and {row["images"] for row in table} == {
-        "0",
-        "16",
-        "32",
-    }
+    assert {row["name"] for row in table} == set(COMPARED)
+    assert {row["images"] for row in table} == {"0", "16", "32"}, "of one trajectory a group, twice as many groups"
     before = {row["value"] for row in table if row["epoch"] == "0" and row["steps"] == "1"}
     assert len({float(f"{float(value):.5g}") for value in before}) == 1
 
@@ -81,9 +79,9 @@ def test_runs_without_weights_count_as_finished_by_their_numbers(
         for name in ("checkpoints", "lora"):
             shutil.rmtree(run / name)
         (run / "report.html").unlink()
-    again = succeeded(sdpo(*command, ",".join(POLICY_ALGORITHMS), "--output-dir", "copy"))
-    assert "6 of 6 runs are finished" in again.stdout
-    directories = [f"{name}=copy/runs/{name}-seed42" for name in POLICY_ALGORITHMS]
+    again = succeeded(sdpo(*command, ",".join(COMPARED), "--output-dir", "copy"))
+    assert f"{len(COMPARED)} of {len(COMPARED)} runs are finished" in again.stdout
+    directories = [f"{name}=copy/runs/{name}-seed42" for name in COMPARED]
     succeeded(sdpo("compare", *directories, "--output-dir", "named"))
     assert numbers(tmp_path / "named") == numbers(tmp_path / "copy") == numbers(whole)
 

@@ -65,3 +65,17 @@ def test_a_compiled_network_makes_the_run_of_an_uncompiled_one(tiny_pipeline: Pa
     assert weights.keys() == others.keys(), "the names of a compiled network are those of the network"
     assert all(w.isfinite().all() for w in weights.values())
     assert any(w.any() for name, w in weights.items() if "lora_B" in name), "something is learned"
+
+
+@pytest.mark.parametrize("algorithm", [{"name": "srg"}, {"name": "draft", "through": 3}], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_reward_gradients_in_every_precision(
+    tiny_pipeline: Path, tmp_path: Path, dtype: str, algorithm: dict[str, Any]
+) -> None:
+    settings = {**SETTINGS, "algorithm": algorithm, "model": {"dtype": dtype}, "train": {"kl_weight": 0.1}}
+    Trainer(config(tiny_pipeline, tmp_path / "run", **settings)).train()
+    found = rows(tmp_path / "run")
+    assert all(row["train/grad_norm"] > 0 for row in found)
+    weights = lora_weights(tmp_path / "run")
+    assert all(w.isfinite().all() for w in weights.values())
+    assert any(w.any() for name, w in weights.items() if "lora_B" in name), "something is learned"

@@ -333,3 +333,28 @@ def test_memory_grows_neither_with_steps_nor_with_trajectories(algorithm: Reward
 def test_terms_without_a_meaning_are_refused(chosen: list[Term], text: str) -> None:
     with pytest.raises(UserError, match=text):
         run(gradient_update(Policy(Curved()), Terms(chosen=chosen), [T], N))
+
+
+@pytest.mark.parametrize("algorithm", [SRG(), SRG(through=2), DRaFT(through=T), DRaFT(low_variance=1)], ids=str)
+def test_the_loss_scaler_scales_every_backward_pass_and_no_result(algorithm: RewardGradient) -> None:
+    seen: list[float] = []
+
+    class Scaled(Hill):
+        """Sees the gradient that arrives at its score."""
+
+        def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
+            score = super().__call__(images, prompts, metadata)
+            score.register_hook(lambda gradient: seen.append(gradient.max().item()))
+            return score
+
+    policy = Policy(Curved())
+    plain = gradients(policy, algorithm)
+    update = gradient_update(policy, algorithm, [T], N, mix=ExactMix({"hill": Scaled()}, {"hill": 1.0}))
+    update.optimization.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    found = record(update)
+    outcome = run(update)
+    assert set(seen) == {1024.0}
+    for scaled, expected in zip(found, plain, strict=True):
+        torch.testing.assert_close(scaled / 1024, expected, rtol=1e-9, atol=1e-12)
+    norm = torch.linalg.vector_norm(torch.cat([g.flatten() for g in plain]))
+    torch.testing.assert_close(outcome.result.metrics["grad_norm"], norm, rtol=1e-6, atol=0, check_dtype=False)

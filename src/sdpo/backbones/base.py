@@ -47,6 +47,11 @@ class Backbone(ABC):
         return {}
 
     @property
+    def decoder_scales(self) -> tuple[float, ...]:
+        """The factors of an objective to try, in order, when its gradient passes the decoder backwards."""
+        return (1.0,)
+
+    @property
     def is_sharded(self) -> bool:
         """Whether the network's weights are sharded over ranks, which must then call the network equally often."""
         return False

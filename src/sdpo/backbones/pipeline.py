@@ -196,6 +196,11 @@ class PipelineBackbone(SavableBackbone):
         if getattr(self.pipeline.vae, "_supports_gradient_checkpointing", False):
             self.pipeline.vae.enable_gradient_checkpointing()
 
+    @property
+    def decoder_scales(self) -> tuple[float, ...]:
+        """The factors of an objective to try, in order: gradients in float16 underflow without one."""
+        return (1024.0, 32.0, 1.0) if self.pipeline.vae.dtype == torch.float16 else (1.0,)
+
     def decode_with_vae(self, latents: Tensor, gradient: bool = False) -> Tensor:
         """Decode latents in the decoder's own scale to images [N, 3, H, W] in [0, 1].
 

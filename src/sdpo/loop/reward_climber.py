@@ -98,7 +98,7 @@ class RewardClimber:
                 base = self._reference(batch, step, x)
                 transition = self._transition(batch, step, x)
                 gradient = self._gradient(batch, term, transition.x0.detach(), base, share, totals)
-                backward(batch, step, transition.x0, (gradient * transition.x0).sum())
+                backward(batch, step, transition.x0, (gradient * transition.x0).sum(), gradient)
                 self._climb_redraws(batch, term, transition.x0.detach(), share, backward, totals)
             x = gaussian.sample(transition.mean.detach(), transition.std, batch.noise[step])
 
@@ -119,7 +119,7 @@ class RewardClimber:
             base = self._reference(batch, term.step, x)
             again = self._transition(batch, term.step, x).x0
             gradient = self._gradient(batch, term, again.detach(), base, share, totals, view=f"redraw {redraw}")
-            backward(batch, term.step, again, (gradient * again).sum())
+            backward(batch, term.step, again, (gradient * again).sum(), gradient)
 
     def _climb_back(
         self,
@@ -145,7 +145,7 @@ class RewardClimber:
             if arriving is not None:
                 following = gaussian.sample(transition.mean, transition.std, batch.noise[step])
                 product = product + (arriving * following).sum()
-            backward(batch, step, transition.x0, product)
+            backward(batch, step, transition.x0, product, gradients.get(step) if step in own else None)
             arriving = None if x.grad is None else x.grad / backward.scale
 
     def _reward(
@@ -187,7 +187,7 @@ class RewardClimber:
         """
         role = f"{view} of step {term.step}"
         generators = [seeds.generator(self._settings.seed, batch.epoch, index, role) for index in batch.indices]
-        found = self._head(clean, batch.texts, batch.metadata, generators, self._head_scale)
+        found = self._head(clean, batch.texts, batch.metadata, generators)
         is_last = term.step == batch.denoiser.num_steps - 1
         totals.rewarded(found, term.step == 0 and view == "view", is_last and view == "view")
         weight = self._settings.loss_weight * term.weight / (1 + term.redraws)
@@ -210,12 +210,6 @@ class RewardClimber:
     def _transition(self, batch: TrajectoryStarts, step: int, latents: Tensor) -> Transition:
         return self._policy.transition(batch.denoiser, latents, batch.step(step), batch.conditioning)
 
-    @property
-    def _head_scale(self) -> float:
-        """The factor of objectives in the backward pass of decoder and rewards, for float16."""
-        scaler = self._optimization.scaler
-        return scaler.get_scale() if scaler.is_enabled() else 1.0
-
 
 class _Backward:
     """Adds the gradients of products ⟨gradient, output⟩, and knows which of a minibatch is the last.
@@ -235,7 +229,9 @@ class _Backward:
         self._left = count
         self.scale = optimization.scaler.get_scale() if optimization.scaler.is_enabled() else 1.0
 
-    def __call__(self, batch: TrajectoryStarts, step: int, output: Tensor, product: Tensor) -> None:
+    def __call__(
+        self, batch: TrajectoryStarts, step: int, output: Tensor, product: Tensor, gradient: Tensor | None
+    ) -> None:
         """Run the backward pass of one evaluation.
 
         Args:
@@ -243,7 +239,10 @@ class _Backward:
             step: their step.
             output: x̂, with gradient, [n, C, H, W].
             product: ⟨gradient, outputs⟩, a scalar with gradient.
+            gradient: the gradient that decoder and rewards gave at x̂; None where this step's image is not rewarded.
+                It must be finite; one that arrives from later steps may overflow under the loss scaler without harm.
         """
         self._left -= 1
-        self._watch.add(batch.rows, torch.full((len(batch.texts),), step), output, product)
+        watched = output.new_zeros(()) if gradient is None else gradient.sum()
+        self._watch.add(batch.rows, torch.full((len(batch.texts),), step), output, watched)
         self._optimization.backward(product, self._watch, self._left == 0)

@@ -72,7 +72,6 @@ class RewardHead:
         prompts: Sequence[str],
         metadata: Sequence[dict[str, Any]],
         generators: Sequence[Generator],
-        scale: float = 1.0,
     ) -> Rewarded:
         """Reward N latents, with gradient.
 
@@ -81,8 +80,6 @@ class RewardHead:
             prompts: N prompts.
             metadata: N mappings, the further fields of the prompts.
             generators: N generators on the CPU, from which the views of each image are drawn.
-            scale: a factor of the objective during the backward pass, and no part of the result: float16 gradients
-                underflow otherwise.
 
         Raises:
             DivergenceError: if an image is not finite.
@@ -91,7 +88,7 @@ class RewardHead:
         parts = []
         for start in range(0, len(latents), self._decode_batch):
             rows = slice(start, start + self._decode_batch)
-            parts.append(self._part(latents[rows], prompts[rows], metadata[rows], generators[rows], scale))
+            parts.append(self._part(latents[rows], prompts[rows], metadata[rows], generators[rows]))
         return Rewarded(
             mixed=torch.cat([part.mixed for part in parts]),
             objective=torch.cat([part.objective for part in parts]),
@@ -105,7 +102,6 @@ class RewardHead:
         prompts: Sequence[str],
         metadata: Sequence[dict[str, Any]],
         generators: Sequence[Generator],
-        scale: float,
     ) -> Rewarded:
         """Reward the latents of one decoder call."""
         leaf = latents.detach().requires_grad_()
@@ -122,9 +118,9 @@ class RewardHead:
                 mixed, raw = self.mix.with_gradient(views, texts, fields)
                 mixed = mixed.unflatten(0, (-1, each)).mean(1)
                 objective = self._objective(mixed)
-                (gradient,) = torch.autograd.grad(objective.sum() * scale, leaf)
+                gradient = _scaled_gradient(objective.sum(), leaf, self._backbone.decoder_scales)
         averaged = {name: values.unflatten(0, (-1, each)).mean(1) for name, values in raw.items()}
-        return Rewarded(mixed.detach(), objective.detach(), averaged, gradient / scale)
+        return Rewarded(mixed.detach(), objective.detach(), averaged, gradient)
 
     def scores(self, latents: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """The raw scores of N latents' images by reward, without gradient and without views, float32 [N] each."""
@@ -136,3 +132,22 @@ class RewardHead:
             self.queries += len(images)
             found.append(self.mix.start(images, list(prompts[rows]), list(metadata[rows]))())
         return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+
+
+def _scaled_gradient(objective: Tensor, leaf: Tensor, scales: Sequence[float]) -> Tensor:
+    """The gradient of an objective at a leaf, computed at the first scale at which it is finite.
+
+    Float16 gradients underflow without a scale, and overflow at one that is too large. The host waits for the device
+    between two scales.
+
+    Args:
+        objective: a scalar with gradient.
+        leaf: the tensor at which the gradient is wanted.
+        scales: factors of the objective in the backward pass, of which the last one's result is taken as it is.
+    """
+    for scale in scales[:-1]:
+        (gradient,) = torch.autograd.grad(objective * scale, leaf, retain_graph=True)
+        if gradient.isfinite().all():
+            return gradient / scale
+    (gradient,) = torch.autograd.grad(objective * scales[-1], leaf)
+    return gradient / scales[-1]

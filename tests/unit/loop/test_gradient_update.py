@@ -336,25 +336,41 @@ def test_terms_without_a_meaning_are_refused(chosen: list[Term], text: str) -> N
 
 
 @pytest.mark.parametrize("algorithm", [SRG(), SRG(through=2), DRaFT(through=T), DRaFT(low_variance=1)], ids=str)
-def test_the_loss_scaler_scales_every_backward_pass_and_no_result(algorithm: RewardGradient) -> None:
-    seen: list[float] = []
-
-    class Scaled(Hill):
-        """Sees the gradient that arrives at its score."""
-
-        def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
-            score = super().__call__(images, prompts, metadata)
-            score.register_hook(lambda gradient: seen.append(gradient.max().item()))
-            return score
-
+def test_the_loss_scaler_changes_no_result(algorithm: RewardGradient) -> None:
     policy = Policy(Curved())
     plain = gradients(policy, algorithm)
-    update = gradient_update(policy, algorithm, [T], N, mix=ExactMix({"hill": Scaled()}, {"hill": 1.0}))
+    update = gradient_update(policy, algorithm, [T], N, mix=exact_mix())
     update.optimization.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     found = record(update)
     outcome = run(update)
-    assert set(seen) == {1024.0}
     for scaled, expected in zip(found, plain, strict=True):
         torch.testing.assert_close(scaled / 1024, expected, rtol=1e-9, atol=1e-12)
     norm = torch.linalg.vector_norm(torch.cat([g.flatten() for g in plain]))
     torch.testing.assert_close(outcome.result.metrics["grad_norm"], norm, rtol=1e-6, atol=0, check_dtype=False)
+
+
+@pytest.mark.parametrize(("largest", "used"), [(1e9, 1024.0), (100.0, 32.0), (2.0, 1.0)])
+def test_the_decoder_is_passed_at_the_largest_scale_that_does_not_overflow(largest: float, used: float) -> None:
+    seen: list[float] = []
+
+    class Overflows(torch.autograd.Function):
+        """A decoder whose gradient overflows above a bound."""
+
+        @staticmethod
+        def forward(context: Any, latents: Tensor) -> Tensor:
+            return latents.clone()
+
+        @staticmethod
+        def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+            seen.append(gradient.abs().max().item())
+            return torch.where(gradient.abs() > largest, torch.inf, gradient)
+
+    class Half(Curved):
+        decoder_scales = (1024.0, 32.0, 1.0)
+
+        def decode(self, latents: Tensor, gradient: bool = False) -> Tensor:
+            return Overflows.apply(latents)
+
+    for found, plain in zip(gradients(Policy(Half()), DRaFT()), gradients(Policy(Curved()), DRaFT()), strict=True):
+        torch.testing.assert_close(found, plain, rtol=1e-6, atol=1e-9)
+    assert seen[-1] == pytest.approx(used, rel=0.5) and len(seen) == 1 + [1024.0, 32.0, 1.0].index(used)

@@ -4,7 +4,7 @@
 # Run it at the root of the project, with `sdpo` on the path; it writes to runs/results.
 set -e
 here=docs/results out=runs/results processes=${1:-2}
-common="sample.num_steps=4 prompts.unseen=null checkpoint.every=3"
+common="sample.num_steps=4 prompts.unseen=null checkpoint.every=3 train.kl_weight=0"
 
 # keep FROM TO FILE… copies files; keep_runs FROM TO copies the settings, metrics and evaluations of each run.
 keep() {

@@ -192,6 +192,7 @@ class Run:
             optimization=self.optimizer,
             evaluator=self.evaluator,
             normalizer=Stateful(),
+            gradient=None,
             mix=Stateful(),
             precision=contextlib.nullcontext,
             drawing=lambda micro_batch: SimpleNamespace(sampler=eta, conditions=_conditions),

@@ -102,15 +102,15 @@ def build(
     lists = prompt_lists(config, prompts)
     warnings = [lists.describe_cut(config.evaluate.max_prompts), describe_statistics(config, len(lists.train))]
     config = with_own_dtype(config, processes.device)
-    names = dict.fromkeys([*config.rewards, *config.evaluate.observers]) if with_rewards else {}
-    rewards = load_rewards(config, names, processes.device, given.rewards)
-    plain, climbed = split_rewards(config, rewards) if with_rewards else ({}, {})
     backbone = _trainable_backbone(config, processes, given, sharding)
     config = with_own_guidance(config, backbone)
     denoiser = _training_schedule(config, backbone)
     for warning in [*warnings, describe_quiet_steps(config, denoiser)]:
         if warning and processes.is_main:
             logger.warning("%s", warning)
+    names = dict.fromkeys([*config.rewards, *config.evaluate.observers]) if with_rewards else {}
+    rewards = load_rewards(config, names, processes.device, given.rewards)
+    plain, climbed = split_rewards(config, rewards) if with_rewards else ({}, {})
     warn_of_truncated(backbone, lists.texts)
     probe_rewards(climbed, lists.train, backbone.image_size, processes.device)
     model = build_model(config, processes, lists.texts, backbone)

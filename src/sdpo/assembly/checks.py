@@ -8,22 +8,26 @@ from sdpo.config import Config
 from sdpo.errors import UserError
 from sdpo.evaluation.stopping import check_rules
 from sdpo.prompts import load_prompts
+from sdpo.rewards.gradient_check import check_names_differentiable
 from sdpo.rewards.registry import check_reward_name
 
 
 def check_names(config: Config, given: Iterable[str] = ()) -> None:
-    """Refuse rewards and prompts that do not exist, and stopping rules that could never act.
+    """Refuse rewards and prompts that do not exist, rewards without a gradient where one is followed, and idle rules.
 
     Args:
         config: the configuration of a run.
         given: the names of rewards that the user gave as callables, which are not looked up.
 
     Raises:
-        UserError: naming what does not exist.
+        UserError: naming what does not exist or has no gradient.
     """
+    given = set(given)
     for name in dict.fromkeys([*config.rewards, *config.evaluate.observers]):
         if name not in given:
             check_reward_name(name)
+    if config.policy_algorithm() is None:
+        check_names_differentiable((name for name in config.rewards if name not in given), config.algorithm["name"])
     check_rules(config)
     for source in (config.prompts.train, config.prompts.unseen, config.evaluate.prompts):
         if source is not None:

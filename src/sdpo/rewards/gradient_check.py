@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
-import torch
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from sdpo.errors import RewardError, UserError
-from sdpo.method import seeds
-from sdpo.rewards.base import PlacedReward
+from sdpo.rewards.descriptions import DESCRIPTIONS
+
+if TYPE_CHECKING:
+    import torch
+
+    from sdpo.rewards.base import PlacedReward
+
+
+def check_names_differentiable(names: Iterable[str], algorithm: str) -> None:
+    """Refuse rewards of the package that have no gradient, before anything is loaded.
+
+    Args:
+        names: the names of the trained rewards.
+        algorithm: the algorithm's name, for messages.
+
+    Raises:
+        UserError: naming the rewards without a gradient.
+    """
+    known = {description.name for description in DESCRIPTIONS if not description.has_gradient}
+    _refuse([name for name in names if name in known], algorithm)
 
 
 def check_differentiable(rewards: Iterable[PlacedReward], algorithm: str) -> None:
@@ -23,14 +39,25 @@ def check_differentiable(rewards: Iterable[PlacedReward], algorithm: str) -> Non
         UserError: naming the rewards without a gradient.
     """
     without = [reward for reward in rewards if not reward.differentiable]
-    if not without:
-        return
-    names, verb = ", ".join(repr(reward.name) for reward in without), "has" if len(without) == 1 else "have"
     rounds = any(getattr(reward.reward, "resize", None) == "pil" for reward in without)
+    _refuse([reward.name for reward in without], algorithm, rounds)
+
+
+def _refuse(names: Sequence[str], algorithm: str, rounds: bool = False) -> None:
+    """Refuse rewards by name, if there are any.
+
+    Args:
+        names: the names of the rewards without a gradient.
+        algorithm: the algorithm's name.
+        rounds: whether one of them would have a gradient if it did not round.
+    """
+    if not names:
+        return
+    listed, verb = ", ".join(map(repr, names)), "has" if len(names) == 1 else "have"
     declare = "a reward of your own that has a gradient must say differentiable = True"
     raise UserError(
-        f"algorithm {algorithm} follows the gradient of the reward, and {names} {verb} none: use algorithm=sdpo, which "
-        f"needs no gradient, or algorithm=hybrid where other rewards have one; "
+        f"algorithm {algorithm} follows the gradient of the reward, and {listed} {verb} none: use algorithm=sdpo, "
+        "which needs no gradient, or algorithm=hybrid where other rewards have one; "
         + ("reward_options with resize: float give it a gradient" if rounds else declare)
     )
 
@@ -55,6 +82,10 @@ def probe_gradient(
         UserError: if the scores have no gradient at the images, or it is not finite.
         RewardError: if the reward fails.
     """
+    import torch
+
+    from sdpo.method import seeds
+
     noise = torch.rand(len(prompts), 3, *image_size, generator=seeds.generator("gradient check", reward.name))
     images = noise.to(device).requires_grad_()
     scores = reward.with_gradient(images, prompts, metadata)

@@ -20,7 +20,9 @@ class Notes(Callback):
 
     def on_epoch_end(self, state: RunState) -> None:
         """Called after each epoch, when it has been saved."""
-        self._write(state, f"epoch {state.epoch} of {state.epochs}: reward {state.metrics['reward/last_step']:.4f}")
+        reward = state.metrics["reward/last_step"]  # null where an algorithm rewarded no last step's image
+        shown = "none" if reward is None else f"{reward:.4f}"
+        self._write(state, f"epoch {state.epoch} of {state.epochs}: reward {shown}")
 
     def on_evaluate(self, state: RunState) -> None:
         """Called after each evaluation; epoch 0 is the base model's."""

@@ -63,7 +63,7 @@ def test_settings_without_a_meaning_are_refused(
         ("train.first_steps=2", "train.first_steps is 2"),
         ("sample.shared_noise=false", "sample.shared_noise is False"),
         ("algorithm.clip_range=0.1", "unknown key 'clip_range'"),
-        ("algorithm.num_steps=[1, 2]", "is not among algorithm.num_steps"),
+        ("algorithm.num_steps=[1, 2]", "is not among the algorithm's own num_steps"),
         ("rewards={jpeg_compressibility: 1.0}", "'jpeg_compressibility' has none"),
         ("algorithm=hybrid", "all of colorfulness have a gradient: use algorithm=srg"),
     ):

@@ -161,11 +161,19 @@ def _training_schedule(config: Config, backbone: Backbone) -> Denoiser:
     """
     sample = config.sample
     denoiser = backbone.denoiser(sample.num_steps, sample.eta)
+    for count in _drawn_step_numbers(config):
+        backbone.denoiser(count, sample.eta)
     for count in config.evaluate.steps:
         backbone.denoiser(count, sample.eta)
         Sampler(config.evaluate.eta).denoiser(backbone, count)
     check_density(config, bool(denoiser.stochastic.any()))
     return denoiser
+
+
+def _drawn_step_numbers(config: Config) -> list[int]:
+    """The numbers of steps among which the updates of reward gradients draw."""
+    algorithm = config.gradient_algorithm()
+    return [] if algorithm is None else algorithm.num_steps
 
 
 def _trainable_backbone(

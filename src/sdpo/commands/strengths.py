@@ -29,7 +29,7 @@ def read_strengths(text: str) -> list[float]:
     """Read a list of strengths, such as `0,0.5,1`.
 
     Raises:
-        UserError: if a part is no number in 0 … 2, or stands twice.
+        UserError: if a part is no number in 0 … 2, or two agree to six digits, by which the result names them.
     """
     try:
         found = [float(part) for part in text.split(",")]
@@ -37,7 +37,7 @@ def read_strengths(text: str) -> list[float]:
         raise UserError(f"--strength {text!r}: expected numbers such as 0,0.5,1") from error
     if not all(0 <= strength <= _MOST for strength in found):
         raise UserError(f"--strength {text!r}: use numbers in 0 … {_MOST:g}; 0 is the base model, 1 the tuned one")
-    if len(set(found)) != len(found):
+    if len({f"{strength:g}" for strength in found}) != len(found):
         raise UserError(f"--strength {text!r} names a strength twice")
     return found
 

@@ -52,8 +52,9 @@ def check_step_numbers(algorithm: RewardGradient, sample: SampleConfig) -> None:
     """
     if algorithm.num_steps and sample.num_steps not in algorithm.num_steps:
         raise ValueError(
-            f"sample.num_steps ({sample.num_steps}) is not among algorithm.num_steps ({algorithm.num_steps}), from "
-            "which every update draws its number of steps: use one of them, or leave algorithm.num_steps empty"
+            f"sample.num_steps ({sample.num_steps}) is not among the algorithm's own num_steps "
+            f"({algorithm.num_steps}), from which every update draws its number of steps: use one of them, or leave "
+            "that list empty"
         )
 
 
@@ -67,8 +68,13 @@ def resolve_kl_form(train: TrainConfig, name: str, has_policy: bool, has_gradien
         has_gradient: whether it follows reward gradients.
 
     Raises:
-        ValueError: if the algorithm does not have the form that is set.
+        ValueError: if the algorithm does not have the form that is set, or has both and none is set.
     """
+    if has_policy and has_gradient and train.kl_weight > 0 and train.kl_form is None:
+        raise ValueError(
+            f"train.kl_weight ({train.kl_weight:g}) needs train.kl_form, as {name} makes two kinds of updates: clean "
+            "holds the reward gradients to the base model, transition the policy updates"
+        )
     own = "transition" if has_policy else "clean"
     if train.kl_form is None or train.kl_weight == 0 and train.kl_form == ("clean" if has_policy else "transition"):
         return train.model_copy(update={"kl_form": own})

@@ -212,7 +212,7 @@ def _decoding(config: Config, size: ModelSize) -> int:
 
 
 def _climbing(config: Config, size: ModelSize) -> int:
-    """Bytes that the decoder and the largest reward model keep for the gradient of the images of one call."""
+    """Bytes that the decoder and the reward models keep for the gradient of the images of one call."""
     algorithm = config.gradient_algorithm()
     if algorithm is None:
         return 0
@@ -228,7 +228,8 @@ def _climbing_text(config: Config, found: MemoryPeaks) -> str:
     if not found.climbing:
         return ""
     images, (height, width) = gradient_decode_batch(config, found.size.image_size), found.size.image_size
-    return f"; decoding and scoring with gradient {gigabytes(found.climbing)} ({images} images of {height} × {width})"
+    noun = "image" if images == 1 else "images"
+    return f"; decoding and scoring with gradient {gigabytes(found.climbing)} ({images} {noun} of {height} × {width})"
 
 
 def _reward_bytes(config: Config) -> int:

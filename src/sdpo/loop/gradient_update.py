@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdpo.errors import UserError
 from sdpo.loop.collectives import Collectives
 from sdpo.loop.divergence import FiniteWatch
 from sdpo.loop.epoch_row import EpochRewards
@@ -95,7 +96,9 @@ class GradientUpdate:
             RewardError: if a reward fails.
         """
         queries, totals = self.head.queries, GradientTotals()
-        watch = FiniteWatch([prompt.text for prompt in prompts], "predicted clean latent")
+        watch = FiniteWatch(
+            [prompt.text for prompt in prompts], "predicted clean latent, or the reward's gradient at it,"
+        )
         steps_made = StepMetrics(self.optimization, self.settings.skip_nonfinite)
         for number, start in enumerate(range(0, len(prompts), self.settings.batch_size)):
             generator = seeds.generator(self.settings.seed, epoch, f"gradient update {number}")
@@ -153,11 +156,21 @@ class GradientUpdate:
         )
 
     def _observe_first(self, batches: Iterable[TrajectoryStarts], terms: Sequence[Term]) -> None:
-        """Score the first minibatch's images without gradient, as several rewards are mixed only once standardised."""
+        """Score the first minibatch's images without gradient, as several rewards are mixed only once standardised.
+
+        Raises:
+            UserError: if there is one image only.
+        """
         found: dict[str, list[Tensor]] = {}
         for batch in batches:
             _, clean = self._climber.walk(batch, terms)
             for term in terms:
                 for name, values in self.head.scores(clean[term.step], batch.texts, batch.metadata).items():
                     found.setdefault(name, []).append(values)
-        self.head.mix.observe(self._gather({name: torch.cat(values) for name, values in found.items()}))
+        scores = self._gather({name: torch.cat(values) for name, values in found.items()})
+        if any(len(values) < 2 for values in scores.values()):
+            raise UserError(
+                "several rewards are standardised before they are added, and one image has no standard deviation: set "
+                "train.batch_size to 2 or more"
+            )
+        self.head.mix.observe(scores)

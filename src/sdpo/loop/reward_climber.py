@@ -174,7 +174,8 @@ class RewardClimber:
         """The gradient at x̂ of this term's part of the loss, −w r(x̂) + β w KL, as a mean over the minibatch.
 
         The divergence is that of two Gaussians of variance 1 around x̂ and the reference model's x̂, as a mean over the
-        latent's elements: KL = ½ mean (x̂ − x̂_ref)². It needs no log-probability.
+        latent's elements: KL = ½ mean (x̂ − x̂_ref)². It needs no log-probability. x̂_ref is a constant target: where the
+        gradient passes several evaluations, it moves x̂, and not the latents at which the reference model is evaluated.
 
         Args:
             batch: the n trajectories.
@@ -243,6 +244,6 @@ class _Backward:
                 It must be finite; one that arrives from later steps may overflow under the loss scaler without harm.
         """
         self._left -= 1
-        watched = output.new_zeros(()) if gradient is None else gradient.sum()
-        self._watch.add(batch.rows, torch.full((len(batch.texts),), step), output, watched)
+        watched = output if gradient is None else torch.cat([output.flatten(1), gradient.flatten(1)], dim=1)
+        self._watch.add(batch.rows, torch.full((len(batch.texts),), step), watched, output.new_zeros(()))
         self._optimization.backward(product, self._watch, self._left == 0)

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from sdpo.backbones import Backbone
+from sdpo.errors import UserError
 from sdpo.loop.clock import Clock
 from sdpo.loop.divergence import check_images
 from sdpo.loop.reward_mix import RewardMix
@@ -84,6 +85,7 @@ class RewardHead:
         Raises:
             DivergenceError: if an image is not finite.
             RewardError: if a reward fails.
+            UserError: if the objective is not elementwise, or has no gradient.
         """
         parts = []
         for start in range(0, len(latents), self._decode_batch):
@@ -117,7 +119,7 @@ class RewardHead:
             with self._clock("reward"):
                 mixed, raw = self.mix.with_gradient(views, texts, fields)
                 mixed = mixed.unflatten(0, (-1, each)).mean(1)
-                objective = self._objective(mixed)
+                objective = _checked_objective(self._objective(mixed), mixed)
                 gradient = _scaled_gradient(objective.sum(), leaf, self._backbone.decoder_scales)
         averaged = {name: values.unflatten(0, (-1, each)).mean(1) for name, values in raw.items()}
         return Rewarded(mixed.detach(), objective.detach(), averaged, gradient)
@@ -132,6 +134,25 @@ class RewardHead:
             self.queries += len(images)
             found.append(self.mix.start(images, list(prompts[rows]), list(metadata[rows]))())
         return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+
+
+def _checked_objective(objective: Tensor, rewards: Tensor) -> Tensor:
+    """Refuse an objective, which may be the user's own, that is not elementwise or has no gradient.
+
+    Raises:
+        UserError: naming what is wrong.
+    """
+    if objective.shape != rewards.shape:
+        raise UserError(
+            f"the algorithm's objective returned the shape {tuple(objective.shape)} for rewards of the shape "
+            f"{tuple(rewards.shape)}: return one value for each reward"
+        )
+    if not objective.requires_grad:
+        raise UserError(
+            "the algorithm's objective has no gradient at the rewards: compute it by torch operations that detach "
+            "nothing"
+        )
+    return objective
 
 
 def _scaled_gradient(objective: Tensor, leaf: Tensor, scales: Sequence[float]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sdpo.method.lazy_torch import torch
 
@@ -31,6 +31,8 @@ class Augment:
     crop: float = 1.0
     flip: bool = False
     noise: float = 0.0
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # a configuration's misspelt key is an error
 
     def __post_init__(self) -> None:
         if not 1 <= self.copies <= 64:

@@ -88,10 +88,11 @@ def probe_gradient(
 
     noise = torch.rand(len(prompts), 3, *image_size, generator=seeds.generator("gradient check", reward.name))
     images = noise.to(device).requires_grad_()
-    scores = reward.with_gradient(images, prompts, metadata)
     found = None
-    if scores.requires_grad:
-        (found,) = torch.autograd.grad(scores.sum(), images, allow_unused=True)
+    with reward.resident():  # an offloaded model must not leave its device between the two passes
+        scores = reward.with_gradient(images, prompts, metadata)
+        if scores.requires_grad:
+            (found,) = torch.autograd.grad(scores.sum(), images, allow_unused=True)
     where = f"reward {reward.name!r} says that it is differentiable, but"
     if found is None or not found.any():
         raise UserError(

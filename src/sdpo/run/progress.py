@@ -39,5 +39,6 @@ class ProgressBar:
 
     def advance(self, row: dict[str, Any]) -> None:
         """Show that an epoch has ended; `row` is the epoch's row of metrics."""
-        note = f"reward {row['reward/last_step']:.4g}  loss {row['train/loss']:.4g}"
-        self._bar.update(self._task, advance=1, note=note)
+        reward = row["reward/last_step"]  # null in an epoch that rewarded no last step's image
+        shown = "" if reward is None else f"reward {reward:.4g}  "
+        self._bar.update(self._task, advance=1, note=f"{shown}loss {row['train/loss']:.4g}")

@@ -54,7 +54,7 @@ def test_half_the_strength_is_half_of_the_product(run: Path) -> None:
         assert torch.equal(scaled.network(*inputs), whole) and not torch.equal(inside, whole)
 
 
-@pytest.mark.parametrize("text", ["", "a", "0,0", "-0.1", "2.5", "nan", "0;1"])
+@pytest.mark.parametrize("text", ["", "a", "0,0", "0.1234567,0.1234568", "-0.1", "2.5", "nan", "0;1"])
 def test_strengths_without_a_meaning_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="--strength"):
         read_strengths(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -239,6 +240,54 @@ def test_views_average_the_reward_and_change_with_every_image() -> None:
     torch.testing.assert_close(torch.cat(seen), torch.cat(again))
 
 
+def test_every_step_and_every_redraw_has_views_of_its_own() -> None:
+    noises: list[Tensor] = []
+
+    class Gray(Plane):
+        def decode(self, latents: Tensor, gradient: bool = False) -> Tensor:
+            return 0.5 + 0 * latents
+
+    class Watching:
+        differentiable = True
+
+        def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
+            noises.append(images.detach() - 0.5)
+            return images.flatten(1).mean(1)
+
+    algorithm = Terms(chosen=[Term(0, 0.5, redraws=1), Term(1, 0.5)], reward_augment=Augment(noise=0.1))
+    mix = RewardMix({"watching": Watching()}, {"watching": 1.0})
+    run(gradient_update(Policy(Gray()), algorithm, [2], N, mix=mix))
+    assert len(noises) == 3
+    for first, second in itertools.combinations(noises, 2):
+        assert (first - second).abs().min() > 0
+
+
+def test_the_loss_weight_multiplies_the_gradient() -> None:
+    once, three_times = gradients(Policy(Curved()), SRG()), gradients(Policy(Curved()), SRG(), loss_weight=3.0)
+    for gradient, threefold in zip(once, three_times, strict=True):
+        torch.testing.assert_close(threefold, 3 * gradient)
+
+
+def test_one_image_cannot_standardise_several_rewards() -> None:
+    mix = RewardMix({"hill": Hill(), "other": Hill()}, {"hill": 1.0, "other": 1.0})
+    with pytest.raises(UserError, match="train.batch_size"):
+        run(gradient_update(Policy(Plane()), DRaFT(), [T], 1, mix=mix))
+
+
+def test_objectives_without_a_meaning_are_refused() -> None:
+    class Sums(SRG):
+        def objective(self, rewards: Tensor) -> Tensor:
+            return rewards.sum()
+
+    class Detaches(SRG):
+        def objective(self, rewards: Tensor) -> Tensor:
+            return rewards.detach()
+
+    for algorithm, text in ((Sums(), "one value for each reward"), (Detaches(), "has no gradient")):
+        with pytest.raises(UserError, match=text):
+            run(gradient_update(Policy(Plane()), algorithm, [T], N))
+
+
 def test_several_rewards_are_standardised_from_the_first_update_on() -> None:
     class Large(Hill):
         def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
@@ -278,7 +327,7 @@ def test_a_gradient_that_is_not_finite_is_found_before_it_reaches_the_weights() 
         def gather(self, items: list[Any]) -> list[Any]:
             return items
 
-    with pytest.raises(NotFiniteError, match="optimizer step 1"):
+    with pytest.raises(NotFiniteError, match=r"or the reward's gradient at it, of step 0 for prompt 'x', in optimizer step 1"):
         update.check(outcome.result, 1, Alone())  # type: ignore[arg-type]
     assert torch.equal(policy.backbone.network_module.shift, before)
 

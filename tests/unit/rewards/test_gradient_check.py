@@ -53,6 +53,29 @@ def test_neural_rewards_have_a_gradient_where_they_resize_by_numbers(name: str) 
         check_differentiable([PlacedReward("own", rounded)], "srg")
 
 
+def test_an_offloaded_reward_stays_on_its_device_for_the_backward_pass() -> None:
+    class Offloaded(torch.nn.Conv2d):
+        """Moving it replaces its weights, as a move to another device does."""
+
+        differentiable = True
+
+        def __init__(self) -> None:
+            super().__init__(3, 1, 3)
+            self.home = True
+
+        def to(self, device: Any) -> Any:
+            self.home = torch.device(device).type == "cpu"
+            return super().to(torch.float64 if self.home else torch.float32)
+
+        def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
+            assert not self.home
+            return super().__call__(images).flatten(1).mean(1)
+
+    reward = PlacedReward("own", Offloaded(), device="meta", offload=True)
+    probe_gradient(reward, PROMPTS, METADATA, (32, 32), torch.device("cpu"))
+    assert reward.reward.home  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("name", ["emoji_score", "colorfulness"])
 def test_rewards_of_the_package_have_a_gradient(name: str) -> None:
     probe(load_reward(name))

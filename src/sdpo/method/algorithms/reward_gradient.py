@@ -66,6 +66,8 @@ class RewardGradient(ABC):
     def __post_init__(self) -> None:
         if any(count < 1 for count in self.num_steps):
             raise ValueError("algorithm.num_steps must be a list of numbers of at least 1, such as [1, 2, 4]")
+        if len(set(self.num_steps)) != len(self.num_steps):
+            raise ValueError("algorithm.num_steps names a number twice: every update draws each with the same chance")
 
     @abstractmethod
     def terms(self, num_steps: int, generator: Generator) -> list[Term]:

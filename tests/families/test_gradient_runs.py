@@ -69,6 +69,8 @@ def test_settings_without_a_meaning_are_refused(
     ):
         assert main(["train", "emoji", *settings, setting, "--output-dir", str(tmp_path / "run")]) == 2, setting
         assert text in capsys.readouterr().err, setting
+    assert main(["train", "emoji", *settings, "algorithm=hybrid", "--dry-run"]) == 2  # before anything is loaded
+    assert "all of colorfulness have a gradient" in capsys.readouterr().err
 
 
 def test_a_hybrid_run_makes_both_updates(tmp_path: Path, tiny_pipeline: Path) -> None:

@@ -8,7 +8,7 @@ from sdpo.config import Config
 from sdpo.errors import UserError
 from sdpo.evaluation.stopping import check_rules
 from sdpo.prompts import load_prompts
-from sdpo.rewards.gradient_check import check_names_differentiable
+from sdpo.rewards.gradient_check import check_names_differentiable, check_names_of_both_kinds
 from sdpo.rewards.registry import check_reward_name
 
 
@@ -26,8 +26,11 @@ def check_names(config: Config, given: Iterable[str] = ()) -> None:
     for name in dict.fromkeys([*config.rewards, *config.evaluate.observers]):
         if name not in given:
             check_reward_name(name)
+    known = [name for name in config.rewards if name not in given]
     if config.policy_algorithm() is None:
-        check_names_differentiable((name for name in config.rewards if name not in given), config.algorithm["name"])
+        check_names_differentiable(known, config.algorithm["name"])
+    elif config.gradient_algorithm() is not None and len(known) == len(config.rewards):
+        check_names_of_both_kinds(known)
     check_rules(config)
     for source in (config.prompts.train, config.prompts.unseen, config.evaluate.prompts):
         if source is not None:

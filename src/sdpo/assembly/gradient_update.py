@@ -10,7 +10,6 @@ import torch
 
 from sdpo.assembly.model_parts import ModelParts
 from sdpo.config import Config
-from sdpo.errors import UserError
 from sdpo.loop.clock import Clock
 from sdpo.loop.collect import gather_scores
 from sdpo.loop.gradient_records import GradientSettings
@@ -21,7 +20,7 @@ from sdpo.loop.reward_mix import RewardMix
 from sdpo.method.algorithms import Hybrid
 from sdpo.prompts import Prompt
 from sdpo.rewards.base import PlacedReward
-from sdpo.rewards.gradient_check import check_differentiable, probe_gradient
+from sdpo.rewards.gradient_check import check_both_kinds, check_differentiable, probe_gradient
 
 
 def split_rewards(
@@ -42,12 +41,7 @@ def split_rewards(
     if isinstance(algorithm, Hybrid):
         without = {name: reward for name, reward in trained.items() if not reward.differentiable}
         with_gradient = {name: reward for name, reward in trained.items() if reward.differentiable}
-        if not without or not with_gradient:
-            have, use = ("a", "srg") if not without else ("no", "sdpo")
-            raise UserError(
-                f"algorithm=hybrid trains by two kinds of rewards, but all of {', '.join(trained)} have {have} "
-                f"gradient: use algorithm={use}"
-            )
+        check_both_kinds(without, with_gradient)
         return without, with_gradient
     if config.gradient_algorithm() is None:
         return trained, {}

@@ -75,7 +75,7 @@ def evaluate_strengths(
     """
     found = open_target(target)
     if found.run is None:
-        raise UserError(f"--strength scales the LoRA of a run, and {target} is a model: name a run's directory")
+        raise UserError(f"--strength scales the LoRA of a run, and there is no run at {target}: name a run's directory")
     if found.config.lora is None:
         raise UserError(f"--strength scales a LoRA, and the run {target} trained all weights: leave --strength out")
     scoring = Scoring.of(found.config, steps, prompts, rewards, images_per_prompt, device, eta, max_prompts)

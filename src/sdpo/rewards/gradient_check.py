@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdpo.errors import RewardError, UserError
@@ -26,6 +26,39 @@ def check_names_differentiable(names: Iterable[str], algorithm: str) -> None:
     """
     known = {description.name for description in DESCRIPTIONS if not description.has_gradient}
     _refuse([name for name in names if name in known], algorithm)
+
+
+def check_names_of_both_kinds(names: Sequence[str]) -> None:
+    """Refuse a hybrid whose rewards, all of them the package's, are of one kind, before anything is loaded.
+
+    Args:
+        names: the names of the trained rewards; where one is the user's own, nothing is known yet.
+
+    Raises:
+        UserError: as `check_both_kinds`.
+    """
+    gradient = {description.name: description.has_gradient for description in DESCRIPTIONS}
+    if all(name in gradient for name in names):
+        check_both_kinds([name for name in names if not gradient[name]], [name for name in names if gradient[name]])
+
+
+def check_both_kinds(without: Collection[str], with_gradient: Collection[str]) -> None:
+    """Refuse a hybrid whose rewards are of one kind.
+
+    Args:
+        without: the names of the rewards without a gradient.
+        with_gradient: the names of those with one.
+
+    Raises:
+        UserError: naming the rewards and the algorithm that fits them.
+    """
+    if without and with_gradient:
+        return
+    have, use = ("a", "srg") if with_gradient else ("no", "sdpo")
+    raise UserError(
+        f"algorithm=hybrid trains by two kinds of rewards, but all of {', '.join([*without, *with_gradient])} have "
+        f"{have} gradient: use algorithm={use}"
+    )
 
 
 def check_differentiable(rewards: Iterable[PlacedReward], algorithm: str) -> None:

@@ -62,7 +62,7 @@ def test_strengths_without_a_meaning_are_refused(text: str) -> None:
 
 def test_what_has_no_lora_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "emoji", "--strength", "1"]) == 2
-    assert "emoji is a model" in capsys.readouterr().err
+    assert "there is no run at emoji" in capsys.readouterr().err
     config = (run / "config.yaml").read_text()
     start = config.index("\nlora:")
     after = config.index("\nprompts:")

@@ -327,7 +327,9 @@ def test_a_gradient_that_is_not_finite_is_found_before_it_reaches_the_weights() 
         def gather(self, items: list[Any]) -> list[Any]:
             return items
 
-    with pytest.raises(NotFiniteError, match=r"or the reward's gradient at it, of step 0 for prompt 'x', in optimizer step 1"):
+    with pytest.raises(
+        NotFiniteError, match=r"or the reward's gradient at it, of step 0 for prompt 'x', in optimizer step 1"
+    ):
         update.check(outcome.result, 1, Alone())  # type: ignore[arg-type]
     assert torch.equal(policy.backbone.network_module.shift, before)
 

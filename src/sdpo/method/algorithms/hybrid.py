@@ -18,6 +18,10 @@ class Hybrid:
     Both have the same prompts, the same optimizer and the same weights. The trajectories of the policy update are
     sampled before it; those of the second update are sampled while it climbs.
 
+    The weights of the section `rewards` compare rewards of one kind. They do not compare the two kinds: a policy update
+    normalises its advantages, so that the weight of a reward without a gradient, if it is the only one, has an effect
+    by its sign alone. `train.kl_form` says which of the two updates the divergence penalty belongs to.
+
     Attributes:
         policy: the algorithm of the policy updates.
         gradient: the algorithm of the reward gradients.

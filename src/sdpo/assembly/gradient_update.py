@@ -50,14 +50,19 @@ def split_rewards(
 
 
 def gradient_decode_batch(config: Config, image_size: tuple[int, int]) -> int:
-    """Resolve `scoring.decode_batch` where images are decoded with a gradient: `auto` is one image of 512 × 512.
+    """Resolve `scoring.decode_batch` where images are decoded with a gradient.
+
+    `auto` is one image of 512 × 512, and as many smaller ones as have its number of pixels, up to 32 and to the
+    trajectories of an optimizer step.
 
     Args:
         config: the configuration of a run.
         image_size: height and width in pixels.
     """
     setting = config.scoring.decode_batch
-    return max(1, min(32, 2**18 // math.prod(image_size))) if setting == "auto" else setting
+    if setting != "auto":
+        return setting
+    return max(1, min(32, 2**18 // math.prod(image_size), config.train.batch_size))
 
 
 def make_gradient_update(

@@ -152,7 +152,9 @@ def _details(config: Config, size: ModelSize, processes: int) -> tuple[str, str,
     shape, (height, width) = " × ".join(map(str, latent_shape(size))), size.image_size
     held, branches = held_groups(config, processes), config.build_algorithm().branches
     return (
-        f"{held} groups × {branches} × {sample.num_steps + 1} latents of {shape}",
+        f"{held} groups × {branches} × {sample.num_steps + 1} latents of {shape}"
+        if held
+        else f"latents of {shape}, which are not kept",
         f"{groups} group{'s' * (groups > 1)} of {_samples(config, size)} samples"
         + (", recomputed" if config.train.gradient_checkpointing else ""),
         f"{decode_batch(config, size.image_size)} images of {height} × {width}",

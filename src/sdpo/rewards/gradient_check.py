@@ -104,6 +104,8 @@ def probe_gradient(
 ) -> None:
     """Call a reward on two images of noise, and refuse it where no gradient reaches them.
 
+    Some rewards are flat in places, as beyond a threshold: a gradient at dark or at bright noise is enough.
+
     Args:
         reward: a reward that says that it is differentiable.
         prompts: two prompts.
@@ -120,12 +122,15 @@ def probe_gradient(
     from sdpo.method import seeds
 
     noise = torch.rand(len(prompts), 3, *image_size, generator=seeds.generator("gradient check", reward.name))
-    images = noise.to(device).requires_grad_()
     found = None
-    with reward.resident():  # an offloaded model must not leave its device between the two passes
-        scores = reward.with_gradient(images, prompts, metadata)
-        if scores.requires_grad:
-            (found,) = torch.autograd.grad(scores.sum(), images, allow_unused=True)
+    for probe in (noise, 0.1 * noise, 0.9 + 0.1 * noise):
+        images = probe.to(device).requires_grad_()
+        with reward.resident():  # an offloaded model must not leave its device between the two passes
+            scores = reward.with_gradient(images, prompts, metadata)
+            if scores.requires_grad:
+                (found,) = torch.autograd.grad(scores.sum(), images, allow_unused=True)
+        if found is not None and found.any():
+            break
     where = f"reward {reward.name!r} says that it is differentiable, but"
     if found is None or not found.any():
         raise UserError(

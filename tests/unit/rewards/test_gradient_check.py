@@ -53,6 +53,19 @@ def test_neural_rewards_have_a_gradient_where_they_resize_by_numbers(name: str) 
         check_differentiable([PlacedReward("own", rounded)], "srg")
 
 
+def test_a_reward_that_is_flat_in_places_is_accepted() -> None:
+    class Bright(Rounds):
+        def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Any:
+            return (images.flatten(1).mean(1) - 0.8).clamp(min=0)
+
+    class Dark(Rounds):
+        def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Any:
+            return (0.2 - images.flatten(1).mean(1)).clamp(min=0)
+
+    probe(Bright())
+    probe(Dark())
+
+
 def test_an_offloaded_reward_stays_on_its_device_for_the_backward_pass() -> None:
     class Offloaded(torch.nn.Conv2d):
         """Moving it replaces its weights, as a move to another device does."""

@@ -18,6 +18,7 @@ from sdpo.commands.doctor.hub import check_hub, to_fetch
 from sdpo.commands.doctor.probe import GROUPS, Probe, Samples
 from sdpo.commands.doctor.resources import check_disk, check_memory
 from sdpo.commands.doctor.reward import check_reward
+from sdpo.commands.doctor.reward_gradient import check_reward_gradient
 from sdpo.commands.doctor.sampling import check_determinism, check_images, check_log_prob, check_log_ratio, check_noise
 from sdpo.commands.doctor.weights import check_precision, trained_parameters
 from sdpo.config import Config
@@ -25,6 +26,7 @@ from sdpo.distributed.processes import Processes
 from sdpo.errors import UserError
 from sdpo.estimate.preflight import check_references
 from sdpo.prompts import Prompt, load_prompts
+from sdpo.rewards.gradient_check import check_differentiable
 
 __all__ = ["Finding", "examine"]
 
@@ -54,7 +56,7 @@ def examine(config: Config) -> Iterator[Finding]:
     parts = None if "model" in missing else (yield from _check_model(config, processes, prompts))
     yield from _findings(config, "disk", partial(check_disk, config, trained_parameters(parts) if parts else None))
     samples = (yield from _check_samples(config, parts)) if parts else None
-    yield from _check_rewards(config, processes.device, missing, samples)
+    yield from _check_rewards(config, processes.device, missing, parts, samples)
 
 
 def _check_model(
@@ -94,15 +96,21 @@ def _check_samples(config: Config, parts: Parts) -> Generator[Finding, None, Sam
 
 
 def _check_rewards(
-    config: Config, device: torch.device, missing: Mapping[str, str], samples: Samples | None
+    config: Config, device: torch.device, missing: Mapping[str, str], parts: Parts | None, samples: Samples | None
 ) -> Iterator[Finding]:
     """Check each reward that the run is trained on or observed by, and that need not be fetched."""
 
     def check(name: str) -> Iterable[Finding]:
         reward = load_rewards(config, [name], device)[name]
-        if samples is None:
+        if samples is None or parts is None:
             return [Finding(f"reward {name}", "WARN", "loads, but there are no samples to try it on: see above")]
-        return check_reward(reward, samples, trained=name in config.rewards)
+        found = check_reward(reward, samples, trained=name in config.rewards)
+        if name in config.rewards and (algorithm := config.gradient_algorithm()) is not None:
+            if config.policy_algorithm() is None:
+                check_differentiable([reward], config.algorithm["name"])
+            if reward.differentiable:
+                found.append(check_reward_gradient(reward, samples, parts.backbone, algorithm))
+        return found
 
     for name in dict.fromkeys([*config.rewards, *config.evaluate.observers]):
         if name not in missing:

@@ -22,11 +22,13 @@ class Samples:
     """Images of the sampled trajectories' last steps.
 
     Attributes:
+        latents: the predicted clean latents, [N, C, H, W].
         images: float32 [N, 3, H, W].
         prompts: the N prompts.
         metadata: the N metadata of the prompts.
     """
 
+    latents: Tensor
     images: Tensor
     prompts: list[str]
     metadata: list[dict[str, Any]]
@@ -91,11 +93,12 @@ class Probe:
 
     def decode(self) -> Samples:
         """Decode the images of the last steps of all trajectories."""
-        images, prompts, metadata = [], list[str](), list[dict[str, Any]]()
+        kept, images, prompts, metadata = [], [], list[str](), list[dict[str, Any]]()
         for group in self.groups:
             assert group.x0 is not None, "a new group has its clean latents"
             latents = group.x0[:, :, -1].flatten(0, 1)
+            kept.append(latents)
             images.append(self.parts.backbone.decode(latents))
             prompts += group.prompts * len(latents)
             metadata += group.metadata * len(latents)
-        return Samples(torch.cat(images), prompts, metadata)
+        return Samples(torch.cat(kept), torch.cat(images), prompts, metadata)

@@ -13,7 +13,9 @@ from helpers.pipelines import PIPELINES
 from helpers.run_files import lora_weights, rows
 from helpers.small_rewards import MAKERS
 
+from sdpo import Config
 from sdpo.cli.main import main
+from sdpo.estimate.cost import epoch_cost
 
 FEW = ["evaluate.steps=[2]", "prompts.unseen=null", "train={batch_size: 2, learning_rate: 1.0e-3}"]
 
@@ -88,6 +90,30 @@ def test_a_hybrid_run_makes_both_updates(tmp_path: Path, tiny_pipeline: Path) ->
     train(tmp_path / "again", settings)
     whole, again = (lora_weights(tmp_path / run) for run in ("whole", "again"))
     assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+@pytest.mark.parametrize(
+    ("form", "penalised"),
+    [
+        ("null", {"train/kl_to_base", "train/gradient_kl_to_base"}),
+        ("clean", {"train/gradient_kl_to_base"}),
+        ("transition", {"train/kl_to_base"}),
+    ],
+)
+def test_the_penalty_of_a_hybrid_run_holds_both_updates_or_the_one_that_is_named(
+    tmp_path: Path, tiny_pipeline: Path, form: str, penalised: set[str]
+) -> None:
+    settings = [
+        *overrides(lambda _: tiny_pipeline, "StableDiffusionPipeline"),
+        "rewards={colorfulness: 1.0, jpeg_incompressibility: 1.0}",
+        "algorithm=hybrid",
+    ]
+    train(tmp_path / "run", settings, "train.kl_weight=0.1", f"train.kl_form={form}", "epochs=1")
+    (row,) = rows(tmp_path / "run")
+    assert {name for name in row if name.endswith("kl_to_base") and name.startswith("train/")} == penalised
+    config = Config.of_run(tmp_path / "run" / "config.yaml")
+    cost = epoch_cost(config)
+    assert row["denoiser_evaluations"] == cost.forward + cost.backward
 
 
 def test_an_algorithm_of_the_users_own_is_climbed(

@@ -47,7 +47,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 
 
 def settings(name: str) -> dict[str, Any]:
-    return {**ALGORITHMS[name], "train": {"kl_weight": 0.1, "kl_form": "clean", "batch_size": 4}}
+    return {**ALGORITHMS[name], "train": {"kl_weight": 0.1, "batch_size": 4}}
 
 
 def train(model: Path, run: Path, name: str, fatal_operation: int | None = None) -> None:

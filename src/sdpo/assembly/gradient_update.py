@@ -87,7 +87,7 @@ def make_gradient_update(
     settings = GradientSettings(
         seed=config.seed,
         batch_size=train.batch_size // model.processes.count,
-        kl_weight=train.kl_weight if train.kl_form == "clean" else 0.0,
+        kl_weight=train.kl_weight if train.kl_form in ("clean", None) else 0.0,
         loss_weight=whole.gradient_weight if isinstance(whole, Hybrid) else 1.0,
         skip_nonfinite=train.on_nonfinite == "skip",
     )

@@ -68,13 +68,10 @@ def resolve_kl_form(train: TrainConfig, name: str, has_policy: bool, has_gradien
         has_gradient: whether it follows reward gradients.
 
     Raises:
-        ValueError: if the algorithm does not have the form that is set, or has both and none is set.
+        ValueError: if the algorithm does not have the form that is set.
     """
-    if has_policy and has_gradient and train.kl_weight > 0 and train.kl_form is None:
-        raise ValueError(
-            f"train.kl_weight ({train.kl_weight:g}) needs train.kl_form, as {name} makes two kinds of updates: clean "
-            "holds the reward gradients to the base model, transition the policy updates"
-        )
+    if has_policy and has_gradient and train.kl_form is None:
+        return train  # each of the two updates has a form of its own
     own = "transition" if has_policy else "clean"
     if train.kl_form is None or train.kl_weight == 0 and train.kl_form == ("clean" if has_policy else "transition"):
         return train.model_copy(update={"kl_form": own})

@@ -159,7 +159,8 @@ class TrainConfig(Section):
     `kl_weight`: the weight of the KL divergence from the reference model. `kl_form`: its scale: `transition` is the
     divergence of a step's two Gaussians; `flow_grpo` is that of Flow-GRPO, smaller by the step's length Δ, for
     `sample.noise_form=flow_grpo`; `clean` is that of two Gaussians of variance 1 around the predicted clean latents,
-    ½ mean (x̂ − x̂_ref)², and needs no log-probability (null: `clean` for reward gradients, else `transition`).
+    ½ mean (x̂ − x̂_ref)², and needs no log-probability (null: `clean` for reward gradients, else `transition`; in a
+    hybrid both updates are penalised, each in its form, where a set form penalises one of them alone).
     `reference`: the model that the divergence and the algorithms d3po and prdp refer to:
     `base` is the base model; `start` is the model that the run starts from, which differs where `lora.path` is set.
 

@@ -86,7 +86,7 @@ def _gradient_cost(config: Config, algorithm: RewardGradient, guidance: int) -> 
     draws = [algorithm.terms(count, generator("cost", count, draw)) for count in counts for draw in range(_DRAWS)]
     costs = [gradient_evaluations(terms) for terms in draws]
     each = config.sample.prompts_per_epoch / len(draws)
-    penalised = config.train.kl_weight > 0 and config.train.kl_form == "clean"
+    penalised = config.train.kl_weight > 0 and config.train.kl_form in ("clean", None)
     queries = sum(cost.rewarded for cost in costs) * each
     forward = sum(cost.forward + penalised * cost.rewarded for cost in costs) * each * guidance
     backward = sum(cost.backward for cost in costs) * each * guidance

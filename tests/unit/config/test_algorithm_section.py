@@ -58,7 +58,6 @@ def test_grpo_brings_its_normaliser() -> None:
         (["algorithm=rebel", "train.timestep_fraction=0.5"], "needs all steps of a trajectory"),
         (["sample.shared_noise=false", "sample.share_first_step=true"], "begin at different latents"),
         (["algorithm={name: d3po, beta: 0}"], "algorithm.beta must be positive"),
-        (["algorithm=hybrid", "train.kl_weight=0.5"], "needs train.kl_form"),
         (["algorithm={name: srg, num_steps: [2, 4, 4]}", "sample.num_steps=4"], "names a number twice"),
         (["algorithm={name: srg, reward_augment: {copys: 2}}"], "copys"),
     ],

@@ -20,7 +20,8 @@ class Hybrid:
 
     The weights of the section `rewards` compare rewards of one kind. They do not compare the two kinds: a policy update
     normalises its advantages, so that the weight of a reward without a gradient, if it is the only one, has an effect
-    by its sign alone. `train.kl_form` says which of the two updates the divergence penalty belongs to.
+    by its sign alone. `train.kl_weight` penalises the divergence in both updates, each in its own form, and in one of
+    them where `train.kl_form` is set.
 
     Attributes:
         policy: the algorithm of the policy updates.

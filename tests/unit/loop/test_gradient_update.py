@@ -122,6 +122,33 @@ def test_the_gradient_is_that_of_the_plain_graph(algorithm: RewardGradient, micr
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
+def test_the_gradient_through_the_whole_sampler_is_that_of_central_differences() -> None:
+    policy = Policy(Curved())
+    found = gradients(policy, DRaFT(through=T))
+    parameters = list(policy.backbone.trainable_parameters().values())
+    generator = torch.Generator().manual_seed(1)
+    direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
+    denoiser = policy.backbone.denoiser(T, 1.0)
+    start, noise = draw_noise(policy, denoiser, [(0, 1, i) for i in range(N)])
+
+    def loss(distance: float) -> float:
+        with torch.no_grad():
+            for parameter, change in zip(parameters, direction, strict=True):
+                parameter += distance * change
+            x = start[:, 0]
+            for step in range(T):
+                transition = policy.transition(denoiser, x, torch.full((N,), step), {})
+                x = gaussian.sample(transition.mean, transition.std, noise[step])
+            value = -Hill()(transition.x0, [], []).mean().item()
+            for parameter, change in zip(parameters, direction, strict=True):
+                parameter -= distance * change
+        return value
+
+    slope = sum((gradient * change).sum().item() for gradient, change in zip(found, direction, strict=True))
+    assert abs(slope) > 0.01
+    assert slope == pytest.approx((loss(1e-5) - loss(-1e-5)) / 2e-5, rel=1e-6)
+
+
 def _generator_of_update() -> torch.Generator:
     """The generator of the first minibatch of epoch 1, after its number of steps was drawn."""
     generator = seeds.generator(0, 1, "gradient update 0")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ from sdpo.distributed.launch import Sharding
 from sdpo.distributed.processes import Processes
 from sdpo.distributed.shard import shard
 from sdpo.evaluation.evaluator import Evaluator
-from sdpo.evaluation.prompt_lists import prompt_lists
+from sdpo.evaluation.prompt_lists import PromptLists, prompt_lists
 from sdpo.evaluation.sampler import Sampler
 from sdpo.loop.batches import Batches
 from sdpo.loop.clock import Clock
@@ -47,6 +47,7 @@ from sdpo.loop.policy import Policy
 from sdpo.loop.reward_mix import RewardMix
 from sdpo.method.denoisers import Denoiser
 from sdpo.prompts import Prompt
+from sdpo.rewards.base import PlacedReward
 from sdpo.system.log import logger
 
 
@@ -105,9 +106,8 @@ def build(
     backbone = _trainable_backbone(config, processes, given, sharding)
     config = with_own_guidance(config, backbone)
     denoiser = _training_schedule(config, backbone)
-    for warning in [*warnings, describe_quiet_steps(config, denoiser)]:
-        if warning and processes.is_main:
-            logger.warning("%s", warning)
+    if processes.is_main:
+        _warn([*warnings, describe_quiet_steps(config, denoiser)])
     names = dict.fromkeys([*config.rewards, *config.evaluate.observers]) if with_rewards else {}
     rewards = load_rewards(config, names, processes.device, given.rewards)
     plain, climbed = split_rewards(config, rewards) if with_rewards else ({}, {})
@@ -122,7 +122,6 @@ def build(
     optimization = make_optimizer_of_run(config, model.policy, denoiser.ends_random, processes, sharding)
     update = make_policy_update(config, model.policy, denoiser.ends_random, processes, optimization)
     gradient = make_gradient_update(model, climbed, optimization, clock)
-    averaged = _averaged_weights(optimization)
     groups, batch_size = config.sample.prompts_per_epoch, config.train.batch_size
     return Parts(
         **vars(model),
@@ -135,21 +134,34 @@ def build(
         optimization=optimization,
         update=update,
         gradient=gradient,
-        evaluator=Evaluator(
-            settings=config.evaluate,
-            epochs=config.epochs,
-            prompts=lists.evaluated,
-            unseen=lists.unseen,
-            rewards=rewards,
-            averaged=averaged,
-            keeps_average=config.train.ema_decay is not None,
-            starts_from_lora=config.lora is not None and config.lora.path is not None,
-        ),
+        evaluator=_make_evaluator(config, lists, rewards, optimization),
         micro_batches=micro_batches,
         share_first_step=first_step_is_shared(config, denoiser.ends_random),
         callbacks=callbacks,
         clock=clock,
         precision=precision,
+    )
+
+
+def _warn(warnings: Iterable[str | None]) -> None:
+    """Log the warnings that there are."""
+    for warning in filter(None, warnings):
+        logger.warning("%s", warning)
+
+
+def _make_evaluator(
+    config: Config, lists: PromptLists, rewards: Mapping[str, PlacedReward], optimization: Optimization
+) -> Evaluator:
+    """Make the evaluator of a run."""
+    return Evaluator(
+        settings=config.evaluate,
+        epochs=config.epochs,
+        prompts=lists.evaluated,
+        unseen=lists.unseen,
+        rewards=rewards,
+        averaged=_averaged_weights(optimization),
+        keeps_average=config.train.ema_decay is not None,
+        starts_from_lora=config.lora is not None and config.lora.path is not None,
     )
 
 

@@ -166,26 +166,21 @@ def _make_evaluator(
 
 
 def _training_schedule(config: Config, backbone: Backbone) -> Denoiser:
-    """Make the schedule that is trained on, and try those of the evaluations, before anything takes time.
+    """Make the schedule that is trained on, and try all others of the run, before anything takes time.
 
     Raises:
         UserError: if the model has no such schedule, or the schedule has no step to learn from.
     """
     sample = config.sample
     denoiser = backbone.denoiser(sample.num_steps, sample.eta)
-    for count in _drawn_step_numbers(config):
-        backbone.denoiser(count, sample.eta)
+    if (gradient := config.gradient_algorithm()) is not None:
+        for count in gradient.step_numbers(sample.num_steps):
+            backbone.denoiser(count, sample.eta)
     for count in config.evaluate.steps:
         backbone.denoiser(count, sample.eta)
         Sampler(config.evaluate.eta).denoiser(backbone, count)
     check_density(config, bool(denoiser.stochastic.any()))
     return denoiser
-
-
-def _drawn_step_numbers(config: Config) -> list[int]:
-    """The numbers of steps among which the updates of reward gradients draw."""
-    algorithm = config.gradient_algorithm()
-    return [] if algorithm is None else algorithm.num_steps
 
 
 def _trainable_backbone(

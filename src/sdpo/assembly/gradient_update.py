@@ -87,7 +87,7 @@ def make_gradient_update(
     settings = GradientSettings(
         seed=config.seed,
         batch_size=train.batch_size // model.processes.count,
-        kl_weight=train.kl_weight if train.kl_form in ("clean", None) else 0.0,
+        kl_weight=train.gradient_kl_weight,
         loss_weight=whole.gradient_weight if isinstance(whole, Hybrid) else 1.0,
         skip_nonfinite=train.on_nonfinite == "skip",
     )
@@ -99,7 +99,7 @@ def make_gradient_update(
         decode_batch=gradient_decode_batch(config, backbone.image_size),
         clock=clock,
     )
-    counts = algorithm.num_steps or [config.sample.num_steps]
+    counts = algorithm.step_numbers(config.sample.num_steps)
     schedules = {count: backbone.denoiser(count, config.sample.eta) for count in counts}
     gather = partial(gather_scores, processes=model.processes)
     return GradientUpdate(model.policy, algorithm, settings, optimization, head, schedules, gather)

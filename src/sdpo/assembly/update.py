@@ -153,7 +153,7 @@ def make_policy_update(
     settings = UpdateSettings(
         batch_size=train.batch_size // processes.count,
         visits=visited,
-        kl_weight=0.0 if train.kl_form == "clean" else train.kl_weight,
+        kl_weight=train.policy_kl_weight,
         kl_form=form,
         skip_nonfinite=train.on_nonfinite == "skip",
     )

@@ -190,6 +190,16 @@ class TrainConfig(Section):
     reference: Literal["base", "start"] = "base"
     on_nonfinite: Literal["stop", "skip"] = "stop"
 
+    @property
+    def policy_kl_weight(self) -> float:
+        """`kl_weight` in policy updates: 0 where the form is that of reward gradients."""
+        return 0.0 if self.kl_form == "clean" else self.kl_weight
+
+    @property
+    def gradient_kl_weight(self) -> float:
+        """`kl_weight` in updates by reward gradients: 0 where the form is that of policy updates."""
+        return self.kl_weight if self.kl_form in ("clean", None) else 0.0
+
     @model_validator(mode="after")
     def _can_skip(self) -> TrainConfig:
         if self.on_nonfinite == "skip" and self.optimizer != "adamw":

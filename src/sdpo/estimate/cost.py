@@ -71,7 +71,7 @@ def _policy_cost(config: Config, algorithm: Algorithm[Any], guidance: int) -> tu
     visited, eligible = steps.visited(sample.num_steps), steps.eligible(sample.num_steps)
     backward = (trajectories * visited - round(shared * visited / eligible)) * steps.inner_epochs * guidance
     # The reference model: once for both uses in a step, but apart where the loss joins all steps of a trajectory.
-    uses = [config.train.kl_weight > 0 and config.train.kl_form != "clean", algorithm.needs_reference]
+    uses = [config.train.policy_kl_weight > 0, algorithm.needs_reference]
     forward += backward * (sum(uses) if algorithm.takes_trajectories else any(uses))
     forward += backward if algorithm.takes_trajectories else 0  # all steps, before the first gradient
     return trajectories, queries, forward, backward
@@ -82,11 +82,11 @@ def _gradient_cost(config: Config, algorithm: RewardGradient, guidance: int) -> 
 
     Where updates draw their number of steps or the rewarded steps, these are means over many draws.
     """
-    counts = algorithm.num_steps or [config.sample.num_steps]
+    counts = algorithm.step_numbers(config.sample.num_steps)
     draws = [algorithm.terms(count, generator("cost", count, draw)) for count in counts for draw in range(_DRAWS)]
     costs = [gradient_evaluations(terms) for terms in draws]
     each = config.sample.prompts_per_epoch / len(draws)
-    penalised = config.train.kl_weight > 0 and config.train.kl_form in ("clean", None)
+    penalised = config.train.gradient_kl_weight > 0
     queries = sum(cost.rewarded for cost in costs) * each
     forward = sum(cost.forward + penalised * cost.rewarded for cost in costs) * each * guidance
     backward = sum(cost.backward for cost in costs) * each * guidance

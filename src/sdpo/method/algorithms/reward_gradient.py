@@ -69,6 +69,10 @@ class RewardGradient(ABC):
         if len(set(self.num_steps)) != len(self.num_steps):
             raise ValueError("algorithm.num_steps names a number twice: every update draws each with the same chance")
 
+    def step_numbers(self, own: int) -> list[int]:
+        """The numbers of steps among which every update draws one: `num_steps`, or `own` alone where it is empty."""
+        return self.num_steps or [own]
+
     @abstractmethod
     def terms(self, num_steps: int, generator: Generator) -> list[Term]:
         """Choose the rewarded images of one update.

@@ -32,6 +32,7 @@ def write_pipeline(path: Path, small: bool) -> None:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     torch.manual_seed(0)
+    torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")  # a GPU draws 1.2 billion weights faster
     width = 32 if small else 320
     unet = UNet2DConditionModel(
         sample_size=16 if small else 64,
@@ -68,6 +69,7 @@ def write_pipeline(path: Path, small: bool) -> None:
         vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
         feature_extractor=None, requires_safety_checker=False,
     ).to(dtype=DTYPE).save_pretrained(path)  # fmt: skip
+    torch.set_default_device("cpu")
 
 
 def matrix_rate(device: torch.device, size: int) -> float:

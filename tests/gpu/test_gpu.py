@@ -45,17 +45,20 @@ def test_the_step_loops_do_not_wait_for_the_device(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_run_in_every_precision(tiny_pipeline: Path, tmp_path: Path, dtype: str) -> None:
-    trainer = Trainer(config(tiny_pipeline, tmp_path / "run", **SETTINGS, model={"dtype": dtype}))
-    row = trainer.train_epoch()
-    assert row["train/on_policy_log_ratio"] <= (1e-5 if dtype == "float32" else 1e-2)
-    assert ("train/skipped_steps" in row) == (dtype == "float16")
-    trainer.train()
-    assert (tmp_path / "run" / "lora").is_dir()
+    Trainer(config(tiny_pipeline, tmp_path / "run", **SETTINGS, model={"dtype": dtype})).train()
+    found = rows(tmp_path / "run")
+    assert [row["epoch"] for row in found] == [1, 2]
+    for row in found:
+        # In half precision sampling and update get equal batches, and with them the same rounding.
+        assert row["train/on_policy_log_ratio"] <= (1e-4 if dtype == "float32" else 0)
+        assert ("train/skipped_steps" in row) == (dtype == "float16")
+    assert all(w.isfinite().all() for w in lora_weights(tmp_path / "run").values())
 
 
 def test_a_compiled_network_makes_the_run_of_an_uncompiled_one(tiny_pipeline: Path, tmp_path: Path) -> None:
+    fixed = {"sample": {"num_steps": 3, "micro_batch": 8}, "train": {"batch_size": 8, "micro_batch": 8}}
     for name, model in (("compiled", {"compile": True, "tf32": True}), ("plain", {})):
-        Trainer(config(tiny_pipeline, tmp_path / name, **SETTINGS, model=model)).train()
+        Trainer(config(tiny_pipeline, tmp_path / name, **{**SETTINGS, **fixed}, model=model)).train()
     compiled, plain = rows(tmp_path / "compiled"), rows(tmp_path / "plain")
     assert [row["epoch"] for row in compiled] == [1, 2]
     for ours, theirs in zip(compiled, plain, strict=True):

@@ -126,6 +126,22 @@ def attached(network: nn.Module, adapter: str = ADAPTER) -> bool:
 
 
 @contextlib.contextmanager
+def without(network: nn.Module) -> Iterator[None]:
+    """A context in which a network computes without its LoRA."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    # One walk for both switches: those of diffusers walk the whole network each, which a small network feels.
+    layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(enabled=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(enabled=True)
+
+
+@contextlib.contextmanager
 def scaled(network: nn.Module, strength: float) -> Iterator[None]:
     """A context in which the LoRA's change of a network is multiplied by `strength`."""
     layers: list[Any] = [module for module in network.modules() if ADAPTER in getattr(module, "scaling", {})]

@@ -150,7 +150,7 @@ class TrainableBackbone(Backbone):
             return
         self._is_base = True
         try:
-            with self._weights.initial() if not self.has_lora else self._without_lora():
+            with self._weights.initial() if not self.has_lora else lora.without(self.network_module):
                 yield
         finally:
             self._is_base = False
@@ -171,15 +171,6 @@ class TrainableBackbone(Backbone):
         finally:
             for name, weights in trained.items():
                 parameters[name].data = weights
-
-    @contextlib.contextmanager
-    def _without_lora(self) -> Iterator[None]:
-        network: Any = self.network_module
-        network.disable_adapters()
-        try:
-            yield
-        finally:
-            network.enable_adapters()
 
     # -- how the network is computed -------------------------------------------------------------------------
 

@@ -61,8 +61,11 @@ class SecondRecogniser:
         Returns:
             0 or 1, float32 [N].
         """
-        probability = self._network(images.float() * 2 - 1).softmax(-1)
-        wanted = torch.tensor([next((self._labels[w] for w in p.split() if w in self._labels), -1) for p in prompts])
+        probability = self._network.to(images.device)(images.float() * 2 - 1).softmax(-1)
+        labels = [
+            next((self._labels[word] for word in prompt.split() if word in self._labels), -1) for prompt in prompts
+        ]
+        wanted = torch.tensor(labels, device=images.device)
         right = probability.gather(1, wanted.clamp(min=0)[:, None])[:, 0]
         return ((right > 0.5) & (wanted >= 0)).float()
 

@@ -129,6 +129,7 @@ def make_optimizer_of_run(
         make,
         max_grad_norm=train.max_grad_norm,
         ema_decay=train.ema_decay,
+        ema_warmup=train.ema_warmup,
         all_reduce=processes.mean if processes.count > 1 else alone,
         scaled=policy.dtype == torch.float16 and policy.backbone.device.type == "cuda",
     )

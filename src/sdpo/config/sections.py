@@ -156,6 +156,10 @@ class TrainConfig(Section):
     `accumulate_steps`: the visited steps of each group whose gradients one optimizer step averages: a number, or `all`
     of a pass (null: as the algorithm's authors do).
 
+    `ema_decay`: the decay of the average of the weights, which is what is evaluated and saved (null: the last weights
+    are). `ema_warmup`: begin with a smaller decay, so that the average soon forgets the weights of the start; `false`
+    leaves these a share of ema_decayⁿ after n optimizer steps, which keeps a short run closer to the base model.
+
     `kl_weight`: the weight of the KL divergence from the reference model. `kl_form`: its scale: `transition` is the
     divergence of a step's two Gaussians; `flow_grpo` is that of Flow-GRPO, smaller by the step's length Δ, for
     `sample.noise_form=flow_grpo`; `clean` is that of two Gaussians of variance 1 around the predicted clean latents,
@@ -185,6 +189,7 @@ class TrainConfig(Section):
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     gradient_checkpointing: bool = False
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema_warmup: bool = True
     kl_weight: Annotated[float, Field(ge=0)] = 0.0
     kl_form: Literal["transition", "flow_grpo", "clean"] | None = None
     reference: Literal["base", "start"] = "base"
@@ -204,6 +209,12 @@ class TrainConfig(Section):
     def _can_skip(self) -> TrainConfig:
         if self.on_nonfinite == "skip" and self.optimizer != "adamw":
             raise ValueError(f"on_nonfinite=skip needs optimizer=adamw: {self.optimizer} cannot skip a step")
+        return self
+
+    @model_validator(mode="after")
+    def _warms_up_an_average(self) -> TrainConfig:
+        if not self.ema_warmup and self.ema_decay is None:
+            raise ValueError("ema_warmup is false, but no average is kept (ema_decay is null): set ema_decay")
         return self
 
 

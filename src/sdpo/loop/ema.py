@@ -1,4 +1,9 @@
-"""The exponential moving average of the trained weights."""
+"""The exponential moving average of the trained weights.
+
+Without a warm-up, the weights that training starts from keep a share of decayⁿ after n optimizer steps. For a short run
+the average then lies between the base model and the trained one, which keeps what the reward does not see (Wortsman et
+al. 2022, Robust fine-tuning of zero-shot models, arXiv 2109.01903).
+"""
 
 from __future__ import annotations
 
@@ -10,12 +15,13 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Exponential moving average of parameters, with a warm-up of the decay.
+    """Exponential moving average of parameters.
 
     Args:
         parameters: the parameters that are averaged.
-        decay: the decay after the warm-up; update n uses min(decay, (1 + n) / (10 + n)).
+        decay: the decay of an update.
         changed: called when the parameters have been replaced by their average, or back.
+        warmup: whether update n uses min(decay, (1 + n) / (10 + n)), which soon forgets the weights of the start.
 
     Attributes:
         count: the number of updates so far.
@@ -23,10 +29,15 @@ class EMA:
     """
 
     def __init__(
-        self, parameters: list[nn.Parameter], decay: float, changed: Callable[[], None] = lambda: None
+        self,
+        parameters: list[nn.Parameter],
+        decay: float,
+        changed: Callable[[], None] = lambda: None,
+        warmup: bool = True,
     ) -> None:
         self.parameters = parameters
         self.decay = decay
+        self.warmup = warmup
         self.count = 0
         self._changed = changed
         self.average = [p.detach().clone() for p in parameters]
@@ -39,7 +50,7 @@ class EMA:
     def update(self) -> None:
         """Take the current weights into the average."""
         self.count += 1
-        decay = min(self.decay, (1 + self.count) / (10 + self.count))
+        decay = min(self.decay, (1 + self.count) / (10 + self.count)) if self.warmup else self.decay
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
 
     @contextlib.contextmanager

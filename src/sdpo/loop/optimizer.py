@@ -31,6 +31,7 @@ class Optimization:
         make: makes the optimizer and its schedule.
         max_grad_norm: the bound of the global gradient norm.
         ema_decay: the decay of the average of the weights; None keeps no average.
+        ema_warmup: whether that decay is warmed up.
         all_reduce: averages a tensor over all processes.
         scaled: whether the loss is scaled, as float16 gradients underflow otherwise; other types need no scaling.
 
@@ -49,6 +50,7 @@ class Optimization:
         *,
         max_grad_norm: float = 1.0,
         ema_decay: float | None = None,
+        ema_warmup: bool = True,
         all_reduce: Callable[[Tensor], Tensor] = alone,
         scaled: bool = False,
     ) -> None:
@@ -57,7 +59,7 @@ class Optimization:
         self.tensors = self._tensors()
         self.optimizer, self.lr_schedule = make(self.tensors)
         self.max_grad_norm = max_grad_norm
-        self.ema = EMA(self.tensors, ema_decay, self.changed) if ema_decay is not None else None
+        self.ema = EMA(self.tensors, ema_decay, self.changed, ema_warmup) if ema_decay is not None else None
         self.all_reduce = all_reduce
         device = self.tensors[0].device
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)

@@ -63,3 +63,9 @@ def test_held_out_rewards_are_not_trained_on() -> None:
         Config.load("emoji", evaluate={"held_out": ["emoji_score"]})
     config = Config.load("emoji", evaluate={"held_out": ["colorfulness", "emoji_judge"]})
     assert config.evaluate.observers == ["colorfulness", "emoji_judge"]
+
+
+def test_a_warm_up_needs_an_average() -> None:
+    with pytest.raises(UserError, match="ema_warmup is false, but no average is kept"):
+        Config.load("emoji", train={"ema_warmup": False})
+    assert not Config.load("emoji", train={"ema_warmup": False, "ema_decay": 0.95}).train.ema_warmup

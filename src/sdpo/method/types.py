@@ -120,7 +120,8 @@ class Trajectories:
             whole.metadata += part.metadata
             for name in ("sample_index", "states", "log_prob"):
                 getattr(whole, name)[rows] = getattr(part, name)
-            points += [part.branched] * (part.branched is not None)
+            if part.branched is not None:
+                points.append(part.branched)
         if whole is None or len(whole.prompts) != groups:
             raise ValueError(f"expected {groups} groups, got {len(whole.prompts) if whole else 0}")
         if points:

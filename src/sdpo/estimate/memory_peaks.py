@@ -10,6 +10,7 @@ import torch
 
 from sdpo.assembly.gradient_update import gradient_decode_batch
 from sdpo.assembly.micro_batches import decode_batch
+from sdpo.assembly.update import recorded_steps
 from sdpo.backbones import is_embedded
 from sdpo.config import Config
 from sdpo.estimate.memory import FLOAT32, Memory, estimate_memory, held_groups, memory_knobs
@@ -148,11 +149,11 @@ def describe_memory(config: Config, processes: int = 1) -> str:
 
 def _details(config: Config, size: ModelSize, processes: int) -> tuple[str, str, str]:
     """The factors of the terms for trajectories, activations and decoding, in words."""
-    sample, groups = config.sample, _groups(config.train.micro_batch)
+    groups = _groups(config.train.micro_batch)
     shape, (height, width) = " × ".join(map(str, latent_shape(size))), size.image_size
     held, branches = held_groups(config, processes), config.build_algorithm().branches
     return (
-        f"{held} groups × {branches} × {sample.num_steps + 1} latents of {shape}"
+        f"{held} groups × {branches} × {recorded_steps(config) + 1} latents of {shape}"
         if held
         else f"latents of {shape}, which are not kept",
         f"{groups} group{'s' * (groups > 1)} of {_samples(config, size)} samples"

@@ -99,8 +99,9 @@ def estimate_peaks(config: Config, processes: int = 1) -> MemoryPeaks | None:
         processes=processes,
     )
     checkpointing = config.train.gradient_checkpointing
-    activations = _activations(config, size, size.checkpointed_activations if checkpointing else size.activations)
-    sampling = _activations(config, size, size.checkpointed_activations) * sampled
+    each = size.checkpointed_activations if checkpointing else size.activations
+    activations = _activations(config, size, each, _updated_samples(config, size))
+    sampling = _activations(config, size, size.checkpointed_activations, _samples(config, size)) * sampled
     decoding, rewards, climbing = _decoding(config, size), _reward_bytes(config), _climbing(config, size)
     resident = 0 if config.scoring.offload else rewards
     stays = memory.total - (parts["text encoders"] if config.model.text_encoders != "keep" else 0)
@@ -156,7 +157,7 @@ def _details(config: Config, size: ModelSize, processes: int) -> tuple[str, str,
         f"{held} groups × {branches} × {recorded_steps(config) + 1} latents of {shape}"
         if held
         else f"latents of {shape}, which are not kept",
-        f"{groups} group{'s' * (groups > 1)} of {_samples(config, size)} samples"
+        f"{groups} group{'s' * (groups > 1)} of {_updated_samples(config, size)} samples"
         + (", recomputed" if config.train.gradient_checkpointing else ""),
         f"{decode_batch(config, size.image_size)} images of {height} × {width}",
     )
@@ -199,11 +200,17 @@ def _samples(config: Config, size: ModelSize) -> int:
     return config.build_algorithm().branches * (2 if guided else 1)
 
 
-def _activations(config: Config, size: ModelSize, one: float) -> int:
-    """Bytes of the activations of one group, from those of `one` sample with latents of the reference size."""
+def _updated_samples(config: Config, size: ModelSize) -> int:
+    """The same in the update, where branches that part at one step have one latent."""
+    samples = _samples(config, size)
+    return samples if config.sample.branch_at is None else samples // config.build_algorithm().branches
+
+
+def _activations(config: Config, size: ModelSize, one: float, samples: int) -> int:
+    """Bytes of the activations of the samples of one group, from `one` of a sample with latents of the usual size."""
     reference = 64 * 64 if size.latent_scale < 32 else 32 * 32
     grown = math.prod(latent_shape(size)[1:]) / reference * _element_bytes(config) / 2
-    return round(one * grown * _samples(config, size))
+    return round(one * grown * samples)
 
 
 def _decoding(config: Config, size: ModelSize) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 from sdpo.config.algorithm_checks import as_written
 from sdpo.config.sections import SampleConfig, TrainConfig
+from sdpo.method.advantages import Normalizer
 from sdpo.method.algorithms import Algorithm
 from sdpo.method.branching import Branching
 from sdpo.method.credit import StepCredit
@@ -26,7 +28,9 @@ def branching_of(sample: SampleConfig) -> Branching | None:
     return Branching(tuple(weights), sample.after_branch, sample.lookahead)
 
 
-def check_branching(sample: SampleConfig, train: TrainConfig, algorithm: Algorithm[Any], name: str) -> None:
+def check_branching(
+    sample: SampleConfig, train: TrainConfig, algorithm: Algorithm[Any], name: str, normalizer: Normalizer
+) -> None:
     """Refuse settings that contradict branching at one step, or that mean nothing with or without it.
 
     Args:
@@ -34,6 +38,7 @@ def check_branching(sample: SampleConfig, train: TrainConfig, algorithm: Algorit
         train: the section `train`.
         algorithm: the algorithm of policy updates.
         name: the algorithm's name.
+        normalizer: the advantage normaliser.
 
     Raises:
         ValueError: naming the setting, the reason and the fix.
@@ -41,13 +46,19 @@ def check_branching(sample: SampleConfig, train: TrainConfig, algorithm: Algorit
     if sample.branch_at is None:
         _check_unset(sample)
         return
-    for found in (_of_steps(sample), _of_sampling(sample), _of_algorithm(sample, algorithm, name), _of_update(train)):
-        for problem in found:
-            raise ValueError(problem)
+    problems = itertools.chain(
+        _of_steps(sample),
+        _of_sampling(sample),
+        _of_algorithm(sample, algorithm, name),
+        _of_update(train),
+        _of_normalizer(normalizer),
+    )
+    if (first := next(problems, None)) is not None:
+        raise ValueError(first)
 
 
 def _check_unset(sample: SampleConfig) -> None:
-    """Refuse what is only said of branches that part at one step."""
+    """Refuse settings of branches that part at one step."""
     for key in ("branch_weights", "after_branch", "lookahead"):
         value, neutral = getattr(sample, key), SampleConfig.model_fields[key].default
         if value != neutral:
@@ -58,7 +69,7 @@ def _check_unset(sample: SampleConfig) -> None:
 
 
 def _of_steps(sample: SampleConfig) -> Iterator[str]:
-    """The steps at which branches part, and how far they are followed."""
+    """Problems of the steps at which branches part, and of how far they are followed."""
     at, weights, last = sample.branch_at, sample.branch_weights, sample.num_steps - 1
     if last == 0:
         yield (
@@ -95,7 +106,7 @@ def _of_steps(sample: SampleConfig) -> Iterator[str]:
 
 
 def _of_sampling(sample: SampleConfig) -> Iterator[str]:
-    """What the branches of a group have in common."""
+    """Problems of sampling, by which the branches of a group would have no latent in common or no noise to part by."""
     if not sample.shared_noise:
         yield (
             "sample.shared_noise is false, but branches that part at one step (sample.branch_at) have the latent "
@@ -114,7 +125,7 @@ def _of_sampling(sample: SampleConfig) -> Iterator[str]:
 
 
 def _of_algorithm(sample: SampleConfig, algorithm: Algorithm[Any], name: str) -> Iterator[str]:
-    """What the algorithm learns from."""
+    """Problems of the algorithm, its credit rule and its reward plan."""
     credit = algorithm.credit
     if algorithm.takes_trajectories:
         yield (
@@ -140,7 +151,7 @@ def _of_algorithm(sample: SampleConfig, algorithm: Algorithm[Any], name: str) ->
 
 
 def _of_update(train: TrainConfig) -> Iterator[str]:
-    """What an update visits: the one step at which the branches of a group part."""
+    """Problems of the update: settings that choose among the steps of a trajectory."""
     neutral = {"timestep_fraction": 1.0, "first_steps": None, "step_shuffle": True, "accumulate_steps": None}
     for key, value in neutral.items():
         if (found := getattr(train, key)) != value:
@@ -148,3 +159,13 @@ def _of_update(train: TrainConfig) -> Iterator[str]:
                 f"train.{key} is {found}, which chooses among the steps of a trajectory, but with sample.branch_at "
                 f"each group trains one step: set it to {as_written(value)}"
             )
+
+
+def _of_normalizer(normalizer: Normalizer) -> Iterator[str]:
+    """Problems of the normaliser, whose statistics would mix the returns of different steps."""
+    if not normalizer.takes_single_steps:
+        yield (
+            f"advantage.normalizer: {type(normalizer).__name__} keeps statistics, but has no update_at(prompts, "
+            "returns, steps), by which groups that branch at one step (sample.branch_at) are normalised: define it, or "
+            "use another normaliser"
+        )

@@ -112,7 +112,7 @@ class Config(Section):
         if policy is not None:
             self._take_normalizer_of(policy)
             self._check_algorithm(policy)
-            check_branching(self.sample, self.train, policy, name)
+            check_branching(self.sample, self.train, policy, name, self.build_normalizer())
         else:
             check_policy_settings_unset(self.sample, self.train, name)
             self._drop_advantages(name)

@@ -59,12 +59,18 @@ class Normalizer(ABC):
         Raises:
             UserError: if the normaliser keeps statistics and does not say which step they belong to.
         """
-        if type(self).state_dict is not Normalizer.state_dict:
+        if not self.takes_single_steps:
             raise UserError(
                 f"the normaliser {type(self).__name__} keeps statistics, but has no update_at, which says whether they "
                 "are of each step or of all steps together: define it, or set sample.branch_at=null"
             )
         return each_step(lambda step, some, values: self.update(some, values), prompts, returns, steps)
+
+    @property
+    def takes_single_steps(self) -> bool:
+        """Whether `update_at` has a meaning: it is defined, or there are no statistics to keep apart."""
+        own, plain = type(self), Normalizer
+        return own.update_at is not plain.update_at or own.state_dict is plain.state_dict
 
     def state_dict(self) -> dict[str, Any]:
         """The statistics that a resumed run needs; tensors and plain containers only."""

@@ -11,9 +11,10 @@ import torch
 
 from sdpo import Config
 from sdpo.assembly.quiet_steps import describe_quiet_steps
-from sdpo.config.branching_checks import branching_of
+from sdpo.config.branching_checks import branching_of, check_branching
 from sdpo.errors import UserError
 from sdpo.estimate.cost import describe_cost, epoch_cost
+from sdpo.method.advantages import PairNormalizer
 from sdpo.method.branching import Branching
 
 BRANCHED = [
@@ -92,6 +93,23 @@ def test_what_means_nothing_is_refused(overrides: list[str], message: str) -> No
     kept = () if "algorithm={name: srg}" not in overrides else BRANCHED[:2]
     with pytest.raises(UserError, match=re.escape(message)):
         Config.load("emoji", [*kept, *overrides]) if kept else load(*overrides)
+
+
+def test_statistics_that_do_not_know_their_step_are_refused() -> None:
+    class Running(PairNormalizer):
+        def state_dict(self) -> dict[str, Any]:
+            return {"moments": None}
+
+    class Separate(Running):
+        def update_at(self, prompts: list[str], returns: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+            return returns
+
+    config = load()
+    algorithm = config.policy_algorithm()
+    assert algorithm is not None
+    with pytest.raises(ValueError, match="Running keeps statistics, but has no update_at"):
+        check_branching(config.sample, config.train, algorithm, "sdpo", Running())
+    check_branching(config.sample, config.train, algorithm, "sdpo", Separate())
 
 
 def test_final_rewards_need_no_other_credit_than_the_published() -> None:

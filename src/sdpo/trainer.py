@@ -130,12 +130,15 @@ class Trainer:
         """Sample and score this process's groups; returns the trajectories of B groups, and their scores."""
         parts = self.parts
         prompts, indices = parts.batches.deal(epoch)
-        sampled = parts.rollout(prompts, indices, epoch, self.session.micro_batches.sample)
+        sampled = parts.sample(prompts, indices, epoch, self.session.micro_batches.sample)
         with parts.clock("sample"), parts.mix.resident():
             return sample_and_score(sampled, parts.scorer(), parts.batches.groups)
 
     def credit(self, trajectories: Trajectories, scores: Scores) -> Tensor:
-        """Turn dense rewards into advantages, normalised over the groups of all processes; float32 [B, K, T]."""
+        """Turn dense rewards into advantages, normalised over the groups of all processes; float32 [B, K, T].
+
+        T is 1 for groups that branch at one step.
+        """
         parts = self.parts
         with parts.clock("advantage"):
             returns = epoch_returns(parts.policy_update.algorithm, scores.dense, trajectories, parts.processes)

@@ -42,6 +42,11 @@ ALL_WEIGHTS: dict[str, Any] = {
     "train": {**SETTINGS["train"], "learning_rate": 1e-4, "epsilon": 1e-4},
 }
 TRAJECTORIES: dict[str, Any] = {**SETTINGS, "algorithm": {"name": "rebel", "credit": "step", "clip_range": 0.0}}
+BRANCHED: dict[str, Any] = {
+    **SETTINGS,
+    "algorithm": {"name": "sdpo", "branches": 3, "credit": "future", "reward_plan": "all", "clip_range": 1e-4},
+    "sample": {"prompts_per_epoch": 8, "num_steps": 3, "branch_at": 1},
+}
 
 has_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 
@@ -120,7 +125,11 @@ both = pytest.mark.parametrize("environment", [FSDP, pytest.param(ZERO, marks=ha
 
 
 @both
-@pytest.mark.parametrize("settings", [SETTINGS, ALL_WEIGHTS, TRAJECTORIES], ids=["lora", "all weights", "trajectories"])
+@pytest.mark.parametrize(
+    "settings",
+    [SETTINGS, ALL_WEIGHTS, TRAJECTORIES, BRANCHED],
+    ids=["lora", "all weights", "trajectories", "branched"],
+)
 def test_a_sharded_run_equals_an_unsharded_one(
     runs: LaunchedRuns, settings: dict[str, Any], environment: dict[str, str]
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sdpo.assembly.branching import make_branched_rollout, steps_after_branching
 from sdpo.assembly.callbacks import Callback, Callbacks
 from sdpo.assembly.checks import check_density
 from sdpo.assembly.gradient_update import make_gradient_update, probe_rewards, split_rewards
@@ -106,6 +107,7 @@ def build(
     backbone = _trainable_backbone(config, processes, given, sharding)
     config = with_own_guidance(config, backbone)
     denoiser = _training_schedule(config, backbone)
+    following = steps_after_branching(config, backbone, denoiser, sharding)
     if processes.is_main:
         _warn([*warnings, describe_quiet_steps(config, denoiser)])
     names = dict.fromkeys([*config.rewards, *config.evaluate.observers]) if with_rewards else {}
@@ -137,6 +139,7 @@ def build(
         evaluator=_make_evaluator(config, lists, rewards, optimization),
         micro_batches=micro_batches,
         share_first_step=first_step_is_shared(config, denoiser.ends_random),
+        branched=make_branched_rollout(config, model.policy, model.embeddings, denoiser, following),
         callbacks=callbacks,
         clock=clock,
         precision=precision,

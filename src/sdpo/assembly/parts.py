@@ -13,6 +13,7 @@ from sdpo.assembly.micro_batches import MicroBatches
 from sdpo.assembly.model_parts import ModelParts
 from sdpo.evaluation.evaluator import Evaluator
 from sdpo.loop.batches import Batches
+from sdpo.loop.branched_rollout import BranchedRollout
 from sdpo.loop.clock import Clock
 from sdpo.loop.collect import gather_scores
 from sdpo.loop.gradient_update import GradientUpdate
@@ -46,6 +47,7 @@ class Parts(ModelParts):
         evaluator: the evaluations of the run.
         micro_batches: groups a network call, as chosen for this machine; a resumed run keeps those of its start.
         share_first_step: whether a group's branches share the network evaluation of the first step.
+        branched: samples groups whose branches part at one step; None where `sample.branch_at` is null.
         callbacks: the user's callbacks.
         clock: counts the seconds of the phases of an epoch.
         precision: makes a context with the matrix precision that `model.tf32` asks for.
@@ -63,14 +65,28 @@ class Parts(ModelParts):
     evaluator: Evaluator
     micro_batches: MicroBatches
     share_first_step: bool
+    branched: BranchedRollout | None
     callbacks: Callbacks
     clock: Clock
     precision: Callable[[], AbstractContextManager[Any]]
 
+    def sample(
+        self, prompts: Sequence[Prompt], indices: Sequence[int], epoch: int, micro_batch: int
+    ) -> Iterator[Trajectories]:
+        """Sample the groups that an epoch learns from, a micro-batch at a time: by `branched` where there is one.
+
+        Args:
+            prompts: the prompts of B groups.
+            indices: the global sample indices of the B groups.
+            epoch: the epoch, from 1.
+            micro_batch: groups a network call.
+        """
+        return (self.branched or self.rollout)(prompts, indices, epoch, micro_batch)
+
     def rollout(
         self, prompts: Sequence[Prompt], indices: Sequence[int], epoch: int, micro_batch: int
     ) -> Iterator[Trajectories]:
-        """Sample the groups of an epoch, a micro-batch at a time.
+        """Sample groups of whole trajectories, a micro-batch at a time.
 
         Args:
             prompts: the prompts of B groups.
@@ -118,6 +134,7 @@ class Parts(ModelParts):
 
     def scorer(self) -> Scorer:
         """Make the scorer of one epoch's trajectories."""
+        branching = None if self.branched is None else self.branched.branching
         return Scorer(
             self.backbone,
             self.mix,
@@ -126,4 +143,6 @@ class Parts(ModelParts):
             batch_size=self.config.scoring.batch_size,
             gather=partial(gather_scores, processes=self.processes),
             clock=self.clock,
+            shows_first=branching is None or branching.sees_first,
+            shows_last=branching is None or branching.sees_last,
         )

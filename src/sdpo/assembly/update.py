@@ -30,10 +30,14 @@ def visits(config: Config, ends_random: bool) -> Visits | None:
     Args:
         config: the configuration of a run.
         ends_random: whether the last step of the schedule is stochastic; a deterministic one has no density.
+
+    Groups that branch at one step are visited there, which is their one recorded step.
     """
     train, algorithm = config.train, config.policy_algorithm()
     if algorithm is None:
         return None
+    if config.sample.branch_at is not None:
+        return Visits(seed=config.seed, inner_epochs=train.inner_epochs)
     return Visits(
         seed=config.seed,
         inner_epochs=train.inner_epochs,
@@ -60,12 +64,22 @@ def first_step_is_shared(config: Config, ends_random: bool) -> bool:
         ends_random: whether the last step of the schedule is stochastic.
     """
     sample, visited = config.sample, visits(config, ends_random)
-    return visited is not None and shares_first_step(
-        sample.share_first_step,
-        shared_noise=sample.shared_noise,
-        visits=visited,
-        num_steps=sample.num_steps,
+    branches_at_one = sample.branch_at is not None  # such groups share all steps up to that one
+    return (
+        visited is not None
+        and not branches_at_one
+        and shares_first_step(
+            sample.share_first_step,
+            shared_noise=sample.shared_noise,
+            visits=visited,
+            num_steps=sample.num_steps,
+        )
     )
+
+
+def recorded_steps(config: Config) -> int:
+    """The number of steps of a trajectory that are recorded for the update: all, or the one at which branches part."""
+    return config.sample.num_steps if config.sample.branch_at is None else 1
 
 
 def optimizer_steps(config: Config, ends_random: bool) -> int:
@@ -77,7 +91,7 @@ def optimizer_steps(config: Config, ends_random: bool) -> int:
     """
     batches = config.sample.prompts_per_epoch // config.train.batch_size
     visited, gradient = visits(config, ends_random), config.gradient_algorithm()
-    steps = visited.optimizer_steps(batches, config.sample.num_steps) if visited is not None else 0
+    steps = visited.optimizer_steps(batches, recorded_steps(config)) if visited is not None else 0
     return steps + (batches if gradient is not None else 0)
 
 

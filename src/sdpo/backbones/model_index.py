@@ -12,6 +12,7 @@ from sdpo.errors import UserError
 
 # Schedulers whose last step keeps a variance, and so has a density.
 _END_RANDOM = {"DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"}
+_ALWAYS_RANDOM = {"LCMScheduler"}
 _PICKLED = {".bin", ".pt", ".pth", ".ckpt"}
 _UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}
 
@@ -93,6 +94,14 @@ class ModelFacts:
             replaced: `model.scheduler` of the config, whose `name` replaces the model's scheduler; None keeps it.
         """
         return (replaced or {}).get("name", self.scheduler) in _END_RANDOM
+
+    def can_be_deterministic(self, replaced: Mapping[str, Any] | None) -> bool:
+        """Whether the sampler has steps without noise, η = 0.
+
+        Args:
+            replaced: `model.scheduler` of the config, whose `name` replaces the model's scheduler; None keeps it.
+        """
+        return (replaced or {}).get("name", self.scheduler) not in _ALWAYS_RANDOM
 
     @classmethod
     def read(cls, directory: Path, index: dict[str, Any]) -> ModelFacts:

@@ -11,7 +11,14 @@ if TYPE_CHECKING:
 
 # Settings of policy updates alone, and the value at which each says nothing.
 _OF_POLICY_UPDATES: dict[str, dict[str, Any]] = {
-    "sample": {"shared_noise": True, "share_first_step": "auto"},
+    "sample": {
+        "shared_noise": True,
+        "share_first_step": "auto",
+        "branch_at": None,
+        "branch_weights": None,
+        "after_branch": "common",
+        "lookahead": None,
+    },
     "train": {
         "inner_epochs": 1,
         "timestep_fraction": 1.0,
@@ -37,11 +44,15 @@ def check_policy_settings_unset(sample: SampleConfig, train: TrainConfig, name: 
         for key, neutral in _OF_POLICY_UPDATES[section].items():
             value = getattr(settings, key)
             if value != neutral:
-                shown = {None: "null", True: "true"}.get(neutral, neutral)
                 raise ValueError(
                     f"{section}.{key} is {value}, a setting of policy updates, but {name} follows the gradient of the "
-                    f"reward: set it to {shown}"
+                    f"reward: set it to {as_written(neutral)}"
                 )
+
+
+def as_written(value: object) -> str:
+    """A plain value as a configuration file holds it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def check_step_numbers(algorithm: RewardGradient, sample: SampleConfig) -> None:

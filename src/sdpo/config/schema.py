@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, fi
 
 from sdpo.config import plain_yaml
 from sdpo.config.algorithm_checks import check_policy_settings_unset, check_step_numbers, resolve_kl_form
+from sdpo.config.branching_checks import check_branching
 from sdpo.config.earlier import as_meant
 from sdpo.config.load import DEFAULT_ALGORITHM, explain, merge, read_mapping
 from sdpo.config.named import build_named, name_of, validate_named
@@ -111,6 +112,7 @@ class Config(Section):
         if policy is not None:
             self._take_normalizer_of(policy)
             self._check_algorithm(policy)
+            check_branching(self.sample, self.train, policy, name, self.build_normalizer())
         else:
             check_policy_settings_unset(self.sample, self.train, name)
             self._drop_advantages(name)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 
 from sdpo.config.named import LARGEST, validate_named
 from sdpo.method.advantages import NORMALIZERS, BufferedNormalizer, Normalizer
+from sdpo.method.branching import AfterBranch
 
 Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
@@ -129,6 +130,14 @@ class SampleConfig(Section):
     of that noise, both defined in `method/denoisers/flow.py`. `shared_noise`: whether the branches of a group begin at
     the same latent. `share_first_step`: evaluate the network once for all branches of a group at the first step, where
     their latents are the same, in sampling and in the update; `auto` does so where not even rounding changes.
+
+    `branch_at`: the step, from 0, at which the branches of a group part: one trajectory leads there, and the update
+    trains that step alone. `random` draws the step of each group; null lets the branches part at the first step, and
+    every later step draws noise of its own. `branch_weights`: the weights w of the steps 0 … T−2 with `random`, each
+    drawn with probability w / Σ w (null: all alike). `after_branch`: the noise after that step: `common` to all
+    branches of a group, `none`, where the steps are deterministic, or `independent`. `lookahead`: the number of
+    predicted clean images after that step at which sampling stops, and whose last one counts as the final image (null:
+    none is left out).
     """
 
     num_steps: Positive = 50
@@ -139,6 +148,10 @@ class SampleConfig(Section):
     micro_batch: MicroBatch = "auto"
     shared_noise: bool = True
     share_first_step: Literal["auto"] | bool = "auto"
+    branch_at: Literal["random"] | Count | None = None
+    branch_weights: list[Annotated[float, Field(ge=0, le=LARGEST)]] | None = None
+    after_branch: AfterBranch = "common"
+    lookahead: Positive | None = None
 
     @model_validator(mode="after")
     def _a_shared_step_begins_at_a_shared_latent(self) -> SampleConfig:

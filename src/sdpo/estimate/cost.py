@@ -8,6 +8,7 @@ from typing import Any
 from sdpo.assembly.checks import check_processes
 from sdpo.assembly.update import first_step_is_shared, optimizer_steps, visits
 from sdpo.config import Config
+from sdpo.estimate.branched_cost import branched_cost
 from sdpo.estimate.model_sizes import model_facts
 from sdpo.estimate.preflight import ends_random
 from sdpo.loop.gradient_cost import gradient_evaluations
@@ -37,18 +38,25 @@ class EpochCost:
 
 
 def epoch_cost(config: Config) -> EpochCost:
-    """Count what an epoch costs, without loading the model.
+    """Count what an epoch costs, without loading the model; the mean over the run where groups draw their step.
 
     Args:
         config: a configuration whose references have been checked.
     """
-    guidance, costs = guided_evaluations(config), []
+    trajectories, queries, forward, backward = map(round, _epoch_means(config))
+    return EpochCost(trajectories, queries, forward, backward, optimizer_steps(config, ends_random(config)))
+
+
+def _epoch_means(config: Config) -> tuple[float, float, float, float]:
+    """Trajectories, queries, and evaluations without and with gradient of an epoch."""
+    guidance, costs = guided_evaluations(config), list[tuple[float, float, float, float]]()
     if (policy := config.policy_algorithm()) is not None:
-        costs.append(_policy_cost(config, policy, guidance))
+        cost = _policy_cost if config.sample.branch_at is None else _branched_policy_cost
+        costs.append(cost(config, policy, guidance))
     if (gradient := config.gradient_algorithm()) is not None:
         costs.append(_gradient_cost(config, gradient, guidance))
     trajectories, queries, forward, backward = map(sum, zip(*costs, strict=True))
-    return EpochCost(trajectories, queries, forward, backward, optimizer_steps(config, ends_random(config)))
+    return trajectories, queries, forward, backward
 
 
 def guided_evaluations(config: Config) -> int:
@@ -77,6 +85,17 @@ def _policy_cost(config: Config, algorithm: Algorithm[Any], guidance: int) -> tu
     return trajectories, queries, forward, backward
 
 
+def _branched_policy_cost(
+    config: Config, algorithm: Algorithm[Any], guidance: int
+) -> tuple[float, float, float, float]:
+    """The same for groups that branch at one step, as means over the epochs of the run."""
+    sampling, groups = branched_cost(config, algorithm), config.sample.prompts_per_epoch
+    backward = groups * config.train.inner_epochs  # the branches of a group have one latent at the step
+    reference = backward if config.train.policy_kl_weight > 0 or algorithm.needs_reference else 0
+    forward = sampling.evaluations / config.epochs + reference
+    return groups * algorithm.branches, sampling.queries / config.epochs, forward * guidance, backward * guidance
+
+
 def _gradient_cost(config: Config, algorithm: RewardGradient, guidance: int) -> tuple[int, int, int, int]:
     """Trajectories, queries, and evaluations without and with gradient of an epoch's update by reward gradients.
 
@@ -96,13 +115,14 @@ def _gradient_cost(config: Config, algorithm: RewardGradient, guidance: int) -> 
 
 def describe_cost(config: Config) -> str:
     """Say what a run will cost, in two lines that YAML takes for comments."""
-    epoch = epoch_cost(config)
+    epoch, (_, _, forward, backward) = epoch_cost(config), _epoch_means(config)
+    drawn = " (on average, as groups draw the step at which they branch)" * (config.sample.branch_at == "random")
     return (
-        f"# an epoch: {epoch.trajectories} trajectories, at most {epoch.queries} reward queries, "
+        f"# an epoch{drawn}: {epoch.trajectories} trajectories, at most {epoch.queries} reward queries, "
         f"{epoch.forward} network evaluations without and {epoch.backward} with gradient, "
         f"{epoch.optimizer_steps} optimizer steps\n"
         f"# the run: {config.epochs} epochs, {config.epochs * epoch.trajectories} trajectories, "
-        f"{config.epochs * (epoch.forward + epoch.backward)} network evaluations, "
+        f"{round(config.epochs * (forward + backward))} network evaluations, "
         f"{config.epochs * epoch.optimizer_steps} optimizer steps"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sdpo.assembly.micro_batches import MicroBatches
+from sdpo.assembly.update import recorded_steps
 from sdpo.config import Config
 
 FLOAT32 = 4
@@ -51,8 +52,8 @@ def estimate_memory(
     each = FLOAT32 + _OPTIMIZER_STATE[config.train.optimizer]
     each += FLOAT32 * (config.train.ema_decay is not None) + FLOAT32 * (config.lora is None)
     latent = FLOAT32 * latent_elements * branches
-    kept = held_groups(config, processes) * (sample.num_steps + 1) * latent
-    sampling = micro_batch * (3 * sample.num_steps + 1) * latent  # states, x̂ and noise
+    kept = held_groups(config, processes) * (recorded_steps(config) + 1) * latent
+    sampling = micro_batch * (2 * sample.num_steps + recorded_steps(config) + 1) * latent  # x̂, noise and states
     return Memory(weight_bytes, trained * each, kept + sampling)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from sdpo.assembly.gradient_update import gradient_decode_batch
 from sdpo.assembly.micro_batches import decode_batch
+from sdpo.assembly.update import recorded_steps
 from sdpo.backbones import is_embedded
 from sdpo.config import Config
 from sdpo.estimate.memory import FLOAT32, Memory, estimate_memory, held_groups, memory_knobs
@@ -98,8 +99,9 @@ def estimate_peaks(config: Config, processes: int = 1) -> MemoryPeaks | None:
         processes=processes,
     )
     checkpointing = config.train.gradient_checkpointing
-    activations = _activations(config, size, size.checkpointed_activations if checkpointing else size.activations)
-    sampling = _activations(config, size, size.checkpointed_activations) * sampled
+    each = size.checkpointed_activations if checkpointing else size.activations
+    activations = _activations(config, size, each, _updated_samples(config, size))
+    sampling = _activations(config, size, size.checkpointed_activations, _samples(config, size)) * sampled
     decoding, rewards, climbing = _decoding(config, size), _reward_bytes(config), _climbing(config, size)
     resident = 0 if config.scoring.offload else rewards
     stays = memory.total - (parts["text encoders"] if config.model.text_encoders != "keep" else 0)
@@ -148,14 +150,14 @@ def describe_memory(config: Config, processes: int = 1) -> str:
 
 def _details(config: Config, size: ModelSize, processes: int) -> tuple[str, str, str]:
     """The factors of the terms for trajectories, activations and decoding, in words."""
-    sample, groups = config.sample, _groups(config.train.micro_batch)
+    groups = _groups(config.train.micro_batch)
     shape, (height, width) = " × ".join(map(str, latent_shape(size))), size.image_size
     held, branches = held_groups(config, processes), config.build_algorithm().branches
     return (
-        f"{held} groups × {branches} × {sample.num_steps + 1} latents of {shape}"
+        f"{held} groups × {branches} × {recorded_steps(config) + 1} latents of {shape}"
         if held
         else f"latents of {shape}, which are not kept",
-        f"{groups} group{'s' * (groups > 1)} of {_samples(config, size)} samples"
+        f"{groups} group{'s' * (groups > 1)} of {_updated_samples(config, size)} samples"
         + (", recomputed" if config.train.gradient_checkpointing else ""),
         f"{decode_batch(config, size.image_size)} images of {height} × {width}",
     )
@@ -198,11 +200,17 @@ def _samples(config: Config, size: ModelSize) -> int:
     return config.build_algorithm().branches * (2 if guided else 1)
 
 
-def _activations(config: Config, size: ModelSize, one: float) -> int:
-    """Bytes of the activations of one group, from those of `one` sample with latents of the reference size."""
+def _updated_samples(config: Config, size: ModelSize) -> int:
+    """The same in the update, where branches that part at one step have one latent."""
+    samples = _samples(config, size)
+    return samples if config.sample.branch_at is None else samples // config.build_algorithm().branches
+
+
+def _activations(config: Config, size: ModelSize, one: float, samples: int) -> int:
+    """Bytes of the activations of the samples of one group, from `one` of a sample with latents of the usual size."""
     reference = 64 * 64 if size.latent_scale < 32 else 32 * 32
     grown = math.prod(latent_shape(size)[1:]) / reference * _element_bytes(config) / 2
-    return round(one * grown * _samples(config, size))
+    return round(one * grown * samples)
 
 
 def _decoding(config: Config, size: ModelSize) -> int:

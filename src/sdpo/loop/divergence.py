@@ -28,6 +28,7 @@ def check_trajectories(part: Trajectories) -> None:
     for name, tensor in (("log-probability", part.log_prob), ("predicted clean latent", part.x0)):
         if tensor is not None and not (finite := tensor.isfinite()).all():
             group, branch, step = finite.reshape(*finite.shape[:3], -1).all(-1).logical_not().nonzero()[0].tolist()
+            step += 0 if part.branched is None else int(part.branched.step[group])
             raise NotFiniteError(
                 f"the {name} of step {step} of branch {branch} for prompt {part.prompts[group]!r}, while sampling,"
             )

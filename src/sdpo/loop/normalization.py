@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sdpo.errors import UserError
@@ -26,9 +27,13 @@ def normalize(returns: Tensor, trajectories: Trajectories, normalizer: Normalize
     Raises:
         UserError: if the normaliser returns another shape, or values that are not finite.
     """
+    steps = _branched_steps(trajectories, processes)
 
     def checked(prompts: list[str], everyone: Tensor) -> Tensor:
-        advantages = normalizer.update(prompts, everyone)
+        if steps is None:
+            advantages = normalizer.update(prompts, everyone)
+        else:
+            advantages = normalizer.update_at(prompts, everyone[..., 0], steps)[..., None]
         if advantages.shape != everyone.shape or not advantages.isfinite().all():
             raise UserError(
                 f"the normaliser {type(normalizer).__name__} returned shape {tuple(advantages.shape)}"
@@ -38,3 +43,11 @@ def normalize(returns: Tensor, trajectories: Trajectories, normalizer: Normalize
         return advantages
 
     return over_all_groups(checked, returns, trajectories, processes)
+
+
+def _branched_steps(trajectories: Trajectories, processes: Collectives) -> Tensor | None:
+    """The step at which each group of all processes branches, by global sample index; None where they do not."""
+    if trajectories.branched is None:
+        return None
+    own = list(zip(trajectories.sample_index.tolist(), trajectories.branched.step.tolist(), strict=True))
+    return torch.tensor([step for _, step in sorted(processes.gather(own))])

@@ -78,7 +78,7 @@ class PolicyUpdate:
 
         Args:
             trajectories: B groups, in the order in which batches take them.
-            advantages: the advantages of all steps, float32 [B, K, T].
+            advantages: the advantages of all recorded steps, float32 [B, K, T].
             denoiser: the schedule that the trajectories were sampled on.
             embeddings: the embeddings of the prompts.
             epoch: the epoch, from 1; the order of steps depends on it.
@@ -175,7 +175,7 @@ class PolicyUpdate:
         if kl is not None:
             loss = loss + self.settings.kl_weight * kl
             metrics["kl_to_base"] = kl.detach()
-        watch.add(rows, step_of_row, batch.log_prob, loss)
+        watch.add(rows, data.trajectories.schedule_steps(rows, step_of_row), batch.log_prob, loss)
         self.optimization.backward(loss * share, watch, last)
         return metrics, (batch.log_prob.detach() - batch.old_log_prob).abs().max()
 

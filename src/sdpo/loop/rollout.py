@@ -58,7 +58,7 @@ def rollout(
     Yields:
         Trajectories of at most `micro_batch` groups, in order.
     """
-    for rows in _slices(len(prompts), micro_batch):
+    for rows in slices(len(prompts), micro_batch):
         texts, index = [p.text for p in prompts[rows]], sample_index[rows]
         start, noise = draw_noise(policy, denoiser, [(seed, epoch, i) for i in index], branches, shared_noise)
         walk = _walk(policy, denoiser, embeddings, embeddings.rows(texts), start, noise, share_first_step)
@@ -105,7 +105,7 @@ def final_images(
     Yields:
         float32 [n, 3, H, W] in [0, 1], n at most `micro_batch` and `decode_batch`, in order.
     """
-    for rows in _slices(len(prompts), micro_batch):
+    for rows in slices(len(prompts), micro_batch):
         start, noise = _draw_own_noise(policy, denoiser, image_seeds[rows])
         places, x = embeddings.rows(prompts[rows]), start[:, 0]
         for step, (transition, following) in enumerate(_walk(policy, denoiser, embeddings, places, start, noise)):
@@ -226,6 +226,6 @@ def _record(walk: Iterator[tuple[Transition, Tensor]], start: Tensor, num_steps:
     return states, x0, log_prob
 
 
-def _slices(count: int, size: int) -> Iterator[slice]:
+def slices(count: int, size: int) -> Iterator[slice]:
     """The consecutive slices of at most `size` items of `count`."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))

@@ -23,16 +23,18 @@ class Scores:
     """The scores of an epoch's trajectories, on one process.
 
     Attributes:
-        dense: a reward for every step, float32 [B, K, T].
-        first: mixed reward of the first step's image, [B, K]; None where the plan does not ask for that image.
-        last: mixed reward of the last step's image, [B, K].
-        raw: mean raw score of the last step's images, by reward.
+        dense: a reward for every step, float32 [B, K, T]; of groups that branch at one step a reward for that step and
+            those that follow, [B, K, W], with zeros where a group was followed less far.
+        first: mixed reward of the first step's image, of any shape; None where the plan does not ask for that image, or
+            the trajectories do not show it.
+        last: mixed reward of the last step's image, of any shape; None where the trajectories do not show it.
+        raw: mean raw score of the last steps' images, by reward; empty where the trajectories do not show them.
         queries: number of images that were scored.
     """
 
     dense: Tensor
     first: Tensor | None
-    last: Tensor
+    last: Tensor | None
     raw: dict[str, Tensor]
     queries: int
 
@@ -42,14 +44,18 @@ GatherScores = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
 class _Part(NamedTuple):
-    """The queries of some groups.
+    """The queries of some groups, whose trajectories show the same number of images.
 
     Attributes:
+        rows: the places of the groups among all of the epoch, int64 [B].
+        shown: the number of images that each trajectory shows, T.
         steps: the steps that are scored, int64 [B, K, Q].
         similarity: the similarities by which the plan spreads the scores over steps; None where it needs none.
         image: the place of each query's image among all scored images, int64 [B, K, Q].
     """
 
+    rows: Tensor
+    shown: int
     steps: Tensor
     similarity: Tensor | None
     image: Tensor
@@ -69,6 +75,8 @@ class Scorer:
         batch_size: images that exist at once, and reach the rewards in one call.
         gather: concatenates raw scores over all processes, for the running statistics.
         clock: counts the seconds of decoding and of the rewards.
+        shows_first: whether the first images of all trajectories are their first steps'.
+        shows_last: whether the last images of all trajectories are their last steps'.
     """
 
     def __init__(
@@ -81,6 +89,8 @@ class Scorer:
         batch_size: int = 64,
         gather: GatherScores = lambda scores: scores,
         clock: Clock | None = None,
+        shows_first: bool = True,
+        shows_last: bool = True,
     ) -> None:
         self._backbone = backbone
         self._mix = mix
@@ -89,13 +99,18 @@ class Scorer:
         self._batch_size = batch_size
         self._gather = gather
         self._clock = clock or Clock()
+        self._shows_first = shows_first
+        self._shows_last = shows_last
         self._parts: list[_Part] = []
         self._pending: list[Callable[[], dict[str, Tensor]]] = []
         self._queries = 0
-        self._num_steps = 0
+        self._groups = 0
 
     def add(self, part: Trajectories) -> None:
         """Decode the images that the plan asks for, and begin to score them.
+
+        Groups that branch at one step are scored as if their trajectories began there: the image of that step, which
+        all branches share, is the first.
 
         Args:
             part: the trajectories of B groups, with x̂.
@@ -105,10 +120,17 @@ class Scorer:
             RewardError: if a reward that is not remote fails.
             UserError: if the plan returns steps of another shape or type than it must.
         """
-        x0 = part.x0
-        assert x0 is not None, "trajectories are scored once"
+        assert part.x0 is not None, "trajectories are scored once"
+        if part.branched is None:
+            self._add(part, torch.arange(len(part.prompts)), part.x0)
+        else:
+            for seen, rows in part.branched.rows_by_seen():
+                self._add(part, rows, part.x0[rows, :, :seen])
+        self._groups += len(part.prompts)
+
+    def _add(self, part: Trajectories, rows: Tensor, x0: Tensor) -> None:
+        """Decode and begin to score images of some groups of a part, int64 [B], which have x̂ [B, K, T, C, H, W]."""
         groups, branches, steps = x0.shape[:3]
-        self._num_steps = steps
         wanted = self._wanted(x0)  # [B, K, Q]
         # Each wanted image as one number, so that coinciding steps are decoded and scored once.
         group = torch.arange(groups, device=x0.device)[:, None, None]
@@ -120,12 +142,13 @@ class Scorer:
             latents = x0.flatten(0, 2)[chosen]
             with self._clock("decode"):
                 images = torch.cat([self._backbone.decode(chunk) for chunk in latents.split(self._decode_batch)])
-            owner = (chosen // (branches * steps)).tolist()
+            owner = rows[(chosen // (branches * steps)).cpu()].tolist()
             prompts, metadata = [part.prompts[i] for i in owner], [part.metadata[i] for i in owner]
             check_images(images, prompts)
             with self._clock("reward"):
                 self._pending.append(self._mix.start(images, prompts, metadata))
-        self._parts.append(_Part(wanted, self._plan.similarity(x0, wanted), self._queries + where))
+        similarity = self._plan.similarity(x0, wanted)
+        self._parts.append(_Part(self._groups + rows, steps, wanted, similarity, self._queries + where))
         self._queries += len(unique)
 
     def _wanted(self, x0: Tensor) -> Tensor:
@@ -158,14 +181,22 @@ class Scorer:
         raw = {name: torch.cat([scores[name] for scores in arrived]) for name in arrived[0]}
         self._mix.observe(self._gather(raw))
         mixed = self._mix.combine(raw)
-        last = self._query(self._plan.last_query)
+        first, last = self._plan.first_query, self._query(self._plan.last_query)
         return Scores(
-            dense=torch.cat([self._dense(part, mixed[part.image]) for part in self._parts]),
-            first=None if self._plan.first_query is None else mixed[self._query(self._plan.first_query)],
-            last=mixed[last],
-            raw={name: values[last].mean() for name, values in raw.items()},
+            dense=self._joined([self._dense(part, mixed[part.image]) for part in self._parts]),
+            first=mixed[self._query(first)] if first is not None and self._shows_first else None,
+            last=mixed[last] if self._shows_last else None,
+            raw={name: values[last].mean() for name, values in raw.items()} if self._shows_last else {},
             queries=self._queries,
         )
+
+    def _joined(self, dense: list[Tensor]) -> Tensor:
+        """The rewards of all groups in order, [B, K, T], from those of each part."""
+        shown = max(part.shown for part in self._parts)
+        joined = dense[0].new_zeros(self._groups, dense[0].shape[1], shown)
+        for part, rewards in zip(self._parts, dense, strict=True):
+            joined[part.rows.to(joined.device), :, : part.shown] = rewards
+        return joined
 
     def _query(self, column: int) -> Tensor:
         """The scored image behind one query of each trajectory, as an index, [B, K]."""
@@ -173,10 +204,10 @@ class Scorer:
 
     def _dense(self, part: _Part, queried: Tensor) -> Tensor:
         """A reward for every step, [B, K, T], from the queried ones, [B, K, Q]."""
-        dense = self._plan.dense(queried, part.steps, part.similarity, self._num_steps)
-        if dense.shape != (*queried.shape[:2], self._num_steps):
+        dense = self._plan.dense(queried, part.steps, part.similarity, part.shown)
+        if dense.shape != (*queried.shape[:2], part.shown):
             raise UserError(
                 f"the reward plan {type(self._plan).__name__} returned rewards of shape {tuple(dense.shape)}; return "
-                f"one for every step, shape {(*queried.shape[:2], self._num_steps)}."
+                f"one for every step, shape {(*queried.shape[:2], part.shown)}."
             )
         return dense

@@ -57,7 +57,7 @@ class StepEvaluator:
         Args:
             epoch: the epoch's data.
             rows: the n groups among the B.
-            step_of_row: the step of each group, int64 [n], on the CPU.
+            step_of_row: the recorded step of each group, int64 [n], on the CPU.
             reference: whether the batch has the reference model's log-probabilities.
             kl: whether the KL divergence from the reference model is wanted.
 
@@ -68,9 +68,10 @@ class StepEvaluator:
         data = epoch.trajectories
         device, branches = data.states.device, data.log_prob.shape[1]
         group, branch, place = network_rows(step_of_row, branches, data.shared_first_step)
-        group, branch, steps = (to_device(t, device) for t in (group, branch, step_of_row))
+        on_schedule = data.schedule_steps(rows, step_of_row)
+        group, branch, steps, recorded = (to_device(t, device) for t in (group, branch, on_schedule, step_of_row))
         states, each = data.states[rows], torch.arange(len(step_of_row), device=device)
-        x, own = states[group, branch, steps[group]], steps[group]
+        x, own = states[group, branch, recorded[group]], steps[group]
         conditioning = epoch.embeddings.take(epoch.prompt_rows[rows][group])
         base: Tensor | None = None
         # The reference comes first: a sharded network's weights, written over and back, are gathered in order only in
@@ -83,15 +84,15 @@ class StepEvaluator:
         if place is not None:
             place = to_device(place, device)
             mean, std, base = mean[place], std[place], None if base is None else base[place]
-        following = states[each, :, steps + 1].flatten(0, 1)
+        following = states[each, :, recorded + 1].flatten(0, 1)
 
         def log_prob(of: Tensor) -> Tensor:
             return gaussian.log_prob(following, of, std).unflatten(0, (-1, branches))
 
         batch = StepBatch(
             log_prob=log_prob(mean),
-            old_log_prob=data.log_prob[rows][each, :, steps],
-            advantage=epoch.advantages[rows][each, :, steps],
+            old_log_prob=data.log_prob[rows][each, :, recorded],
+            advantage=epoch.advantages[rows][each, :, recorded],
             step_index=steps,
             mask=data.stochastic[steps].float(),
             reference_log_prob=log_prob(base) if base is not None and reference else None,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sdpo.errors import UserError
 from sdpo.method.lazy_torch import torch
 
 if TYPE_CHECKING:
@@ -40,12 +42,69 @@ class Normalizer(ABC):
             advantages, float32 [B, K, T].
         """
 
+    def update_at(self, prompts: list[str], returns: Tensor, steps: Tensor) -> Tensor:
+        """Normalise a global batch whose groups have a return at one step each, where their branches part.
+
+        The groups at each step are normalised by `update`, apart from those at other steps. A normaliser whose
+        statistics outlive the batch must define this method: they are of the step, or of all steps together.
+
+        Args:
+            prompts: B prompts.
+            returns: [B, K], finite.
+            steps: the step of each group, int64 [B].
+
+        Returns:
+            advantages, float32 [B, K].
+
+        Raises:
+            UserError: if the normaliser keeps statistics and does not say which step they belong to.
+        """
+        if not self.takes_single_steps:
+            raise UserError(
+                f"the normaliser {type(self).__name__} keeps statistics, but has no update_at, which says whether they "
+                "are of each step or of all steps together: define it, or set sample.branch_at=null"
+            )
+        return each_step(lambda step, some, values: self.update(some, values), prompts, returns, steps)
+
+    @property
+    def takes_single_steps(self) -> bool:
+        """Whether `update_at` has a meaning: it is defined, or there are no statistics to keep apart."""
+        own, plain = type(self), Normalizer
+        return own.update_at is not plain.update_at or own.state_dict is plain.state_dict
+
     def state_dict(self) -> dict[str, Any]:
         """The statistics that a resumed run needs; tensors and plain containers only."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (nothing to do without statistics)
         """Restore the statistics that `state_dict` returned."""
+
+
+def each_step(
+    update: Callable[[int, list[str], Tensor], Tensor], prompts: list[str], returns: Tensor, steps: Tensor
+) -> Tensor:
+    """Normalise the groups at each step by themselves.
+
+    Args:
+        update: turns a step, the prompts of the n groups that are at it, and their returns, [n, K, 1], into advantages
+            of the same shape.
+        prompts: B prompts.
+        returns: [B, K].
+        steps: the step of each group, int64 [B].
+
+    Returns:
+        advantages, float32 [B, K].
+    """
+    advantages = torch.empty_like(returns, dtype=torch.float32)
+    for step in steps.unique().tolist():
+        rows = (steps == step).nonzero().flatten()
+        found = update(step, [prompts[row] for row in rows.tolist()], returns[rows][..., None])
+        advantages[rows] = found[..., 0].float()
+    return advantages
+
+
+Buffers = dict[str, "Tensor"]
+"""The last returns of each prompt, [n, T]."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +121,14 @@ class BufferedNormalizer(Normalizer):
 
     buffer_size: int = 32
     min_count: int = 16
-    _buffers: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _buffers: Buffers = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def update(self, prompts: list[str], returns: Tensor) -> Tensor:
         """Normalise a global batch of returns, [B, K, T], by the statistics of its prompts; see `Normalizer.update`."""
+        return self._update(self._buffers, prompts, returns)
+
+    def _update(self, buffers: Buffers, prompts: list[str], returns: Tensor) -> Tensor:
+        """`update` with the buffers that are given."""
         device = returns.device
         values = returns.detach().float().cpu()
         batch_mean, batch_std = self._moments(values.flatten(0, 1))
@@ -73,9 +136,9 @@ class BufferedNormalizer(Normalizer):
         for prompt in dict.fromkeys(prompts):
             rows = torch.tensor([p == prompt for p in prompts])
             new = values[rows].flatten(0, 1)  # [n K, T]
-            old = self._buffers.get(prompt, new[:0])
+            old = buffers.get(prompt, new[:0])
             buffer = torch.cat([old, new])[-self.buffer_size :]
-            self._buffers[prompt] = buffer
+            buffers[prompt] = buffer
             own = len(buffer) >= self.min_count
             mean, std = self._moments(buffer) if own else (batch_mean, batch_std)
             advantages[rows] = ((values[rows] - mean) / (std + _EPSILON)).float()
@@ -97,7 +160,31 @@ class BufferedNormalizer(Normalizer):
 
 @dataclass(frozen=True)
 class StepwiseNormalizer(BufferedNormalizer):
-    """SDPO's stepwise advantages: statistics per prompt and step."""
+    """SDPO's stepwise advantages: statistics per prompt and step.
+
+    Where groups have a return at one step each, every step has buffers of its own.
+    """
+
+    _at_step: dict[int, Buffers] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def update_at(self, prompts: list[str], returns: Tensor, steps: Tensor) -> Tensor:
+        """Normalise returns at one step a group by each prompt's last ones at that step; see `Normalizer.update_at`."""
+
+        def update(step: int, some: list[str], values: Tensor) -> Tensor:
+            return self._update(self._at_step.setdefault(step, {}), some, values)
+
+        return each_step(update, prompts, returns, steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The buffers by prompt, and where groups have one step each, by step and prompt."""
+        at_step = {"at_step": {step: dict(buffers) for step, buffers in self._at_step.items()}} if self._at_step else {}
+        return {**super().state_dict(), **at_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the buffers."""
+        super().load_state_dict(state)
+        self._at_step.clear()
+        self._at_step.update({step: dict(buffers) for step, buffers in state.get("at_step", {}).items()})
 
     def _moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
         values = values.double()
@@ -107,6 +194,10 @@ class StepwiseNormalizer(BufferedNormalizer):
 @dataclass(frozen=True)
 class PromptNormalizer(BufferedNormalizer):
     """Statistics per prompt, pooled over its steps: SDPO's ablation of stepwise advantages."""
+
+    def update_at(self, prompts: list[str], returns: Tensor, steps: Tensor) -> Tensor:
+        """Normalise returns at one step a group by each prompt's last ones at any step; see `Normalizer.update_at`."""
+        return self._update(self._buffers, prompts, returns[..., None])[..., 0]
 
     def _moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
         values = values.double().flatten()

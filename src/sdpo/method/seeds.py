@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from sdpo.method.lazy_torch import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def derive(*key: int | str) -> int:

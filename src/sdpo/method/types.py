@@ -10,17 +10,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from sdpo.method.lazy_torch import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass
+class BranchPoints:
+    """The step at which the branches of each group part, and how far they are followed (`method.branching`).
+
+    Attributes:
+        step: i of each group, a step of the schedule, int64 [B], on the CPU.
+        seen: number of predicted clean latents of each branch from step i on, int64 [B], on the CPU.
+    """
+
+    step: Tensor
+    seen: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[BranchPoints]) -> BranchPoints:
+        """Concatenate those of several parts of the groups."""
+        return cls(torch.cat([part.step for part in parts]), torch.cat([part.seen for part in parts]))
+
+    def rows_by_seen(self) -> Iterator[tuple[int, Tensor]]:
+        """Each number of predicted clean latents that occurs, ascending, and the groups that have it, int64 [n]."""
+        for seen in self.seen.unique().tolist():
+            yield seen, (self.seen == seen).nonzero().flatten()
+
+
+@dataclass
 class Trajectories:
     """The dual-state trajectories of one epoch, on one process.
+
+    Groups that branch at one step are recorded at that step alone: T is then 1 in `states` and `log_prob`, and `x0`
+    begins with the step's x̂, ends with zeros where a group was followed less far, and has as many x̂ as the longest.
 
     Attributes:
         prompts: B prompts.
@@ -28,11 +56,12 @@ class Trajectories:
         sample_index: global sample indices, int64 [B].
         states: noisy latents x_0 … x_T, [B, K, T+1, C, H, W].
         log_prob: log-probability of each step under the sampling policy, float32 [B, K, T].
-        stochastic: which steps are random and so have a density, bool [T].
+        stochastic: which steps of the schedule are random and so have a density, bool [T].
         x0: predicted clean latents, the second state, [B, K, T, C, H, W]; None once they are scored, as the update does
             not need them.
         shared_first_step: whether the branches' first step, which is the same in all of them, was one network
-            evaluation a group.
+            evaluation a group. It is the step at which they part where they branch at one.
+        branched: where the groups branch at one step; None where all steps are recorded.
     """
 
     prompts: list[str]
@@ -43,11 +72,24 @@ class Trajectories:
     stochastic: Tensor
     x0: Tensor | None = None
     shared_first_step: bool = False
+    branched: BranchPoints | None = None
 
     @property
     def num_steps(self) -> int:
-        """T, the denoising steps of a trajectory."""
+        """T, the recorded steps of a trajectory: all denoising steps, or the one at which branches part."""
         return self.log_prob.shape[2]
+
+    def schedule_steps(self, rows: slice, recorded: Tensor) -> Tensor:
+        """Find the steps of the schedule that recorded steps are.
+
+        Args:
+            rows: n groups among the B.
+            recorded: a recorded step of each of them, int64 [n], on the CPU.
+
+        Returns:
+            int64 [n], on the CPU.
+        """
+        return recorded if self.branched is None else self.branched.step[rows]
 
     @staticmethod
     def collect(parts: Iterable[Trajectories], groups: int) -> Trajectories:
@@ -61,6 +103,7 @@ class Trajectories:
             ValueError: if the parts do not add up to B groups.
         """
         whole: Trajectories | None = None
+        points: list[BranchPoints] = []
         for part in parts:
             if whole is None:
                 whole = Trajectories(
@@ -77,8 +120,12 @@ class Trajectories:
             whole.metadata += part.metadata
             for name in ("sample_index", "states", "log_prob"):
                 getattr(whole, name)[rows] = getattr(part, name)
+            if part.branched is not None:
+                points.append(part.branched)
         if whole is None or len(whole.prompts) != groups:
             raise ValueError(f"expected {groups} groups, got {len(whole.prompts) if whole else 0}")
+        if points:
+            whole.branched = BranchPoints.joined(points)
         return whole
 
 

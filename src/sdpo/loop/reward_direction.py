@@ -68,9 +68,7 @@ class RewardDirection:
             RewardError: if a reward fails.
         """
         term = Term(denoiser.num_steps - 1, 1.0, denoiser.num_steps)
-        climber = RewardClimber(
-            self.policy, GradientSettings(self.seed, len(prompts)), self.optimization, self.head
-        )
+        climber = RewardClimber(self.policy, GradientSettings(self.seed, len(prompts)), self.optimization, self.head)
         starts = range(0, len(prompts), self.micro_batch)
 
         def batches() -> Iterator[TrajectoryStarts]:

@@ -46,20 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (
-        _train,
-        _evaluate,
-        _sample,
-        _score,
-        _report,
-        _compare,
-        _export,
-        _bench,
-        _signal,
-        _doctor,
-        _rewards,
-        _presets,
-    ):
+    using = (_train, _evaluate, _sample, _score, _report, _compare, _export)
+    for add in (*using, _bench, _signal, _doctor, _rewards, _presets):
         add(commands)
     return parser
 

@@ -78,7 +78,7 @@ def signal_tables(result: SignalResult) -> list[Table]:
 def _credits(result: SignalResult) -> Table:
     own = result.measured[0].alternative
     table = Table(
-        title=f"z of {result.options.groups} groups of {own.branches} towards the gradient of the reward, exact rewards",
+        title=f"z of {result.options.groups} groups of {own.branches} towards the gradient of the reward",
         caption="samples: at which signal equals noise, along the last direction (95 % interval). SNR: ‖E g‖² / tr Cov "
         "of a group in percent; it counts signal in any direction, that of a biased credit too.",
     )

@@ -1,4 +1,4 @@
-"""`sdpo signal`: how much of a policy gradient is signal, and what other credits would make of the same trajectories."""
+"""`sdpo signal`: how much of a policy gradient is signal, and what other credits make of the same trajectories."""
 
 from sdpo.commands.signal.measurement import measure_signal
 from sdpo.commands.signal.output import WRITTEN, paths, save_result, signal_json

@@ -1,4 +1,4 @@
-"""Sampled and scored groups at fixed weights, with exact rewards of all steps and what each plan reads of the latents."""
+"""Sampled and scored groups at fixed weights, with exact rewards, and what each plan reads of their latents."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def sample_epoch(
     Raises:
         UserError: if a reward fails, or a value is not finite.
     """
-    prompts, indices = (items[:limit] for items in parts.batches.deal(epoch))
+    dealt, numbers = parts.batches.deal(epoch)
+    prompts, indices = dealt[:limit], numbers[:limit]
     asked: dict[RewardPlan, list[PlanQueries]] = {plan: [] for plan in plans}
 
     def recorded() -> Iterator[Trajectories]:

@@ -28,7 +28,7 @@ from sdpo.method.augment import Augment
 from sdpo.method.projection import RandomProjection
 
 Advance = Callable[[str, int, int], None]
-"""Called with a phase of the measurement, the work that was done since the last call, and the whole work of the phase."""
+"""Called with a phase, the work that was done since the last call, and the whole work of the phase."""
 
 
 def measure_signal(

@@ -22,7 +22,7 @@ def policy_factors(
     """Compute f_{bki} with which group b's ascent direction is Σ_{k,i} f_{bki} ∇ℓ_{bki}.
 
     By the chain rule f = −∂loss/∂ℓ at ℓ(θ) = ℓ(old), of the algorithm's own loss, so that its pairs, weights and
-    clipped advantages are those of training. The scale is that of one group's loss, summed over the steps that are visited.
+    clipped advantages are those of training. The scale is that of one group's loss, summed over the visited steps.
 
     Args:
         algorithm: the objective.

@@ -16,8 +16,8 @@ SURE, LIKELY = 0.95, 0.8
 """Probabilities from which a difference is called clear, and likely."""
 
 BRANCHING = (
-    "Branching at one step (one prefix, several noises, common noise afterwards) cannot be had from these trajectories: their "
-    "branches part at the first step. Only at the first step, gain λ=0 is what such branches would give."
+    "Branching at one step (one prefix, several noises, common noise after it) cannot be had from these trajectories: "
+    "their branches part at the first step. Only at the first step, gain λ=0 is what such branches would give."
 )
 
 

@@ -5,8 +5,6 @@ Source: the count sketch (Charikar et al. 2002), as feature hashing (Weinberger 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -38,19 +36,19 @@ class RandomProjection:
             self._place = torch.randint(dimension, (size,), generator=generator)
             self._sign = 1 - 2 * torch.randint(2, (size,), generator=generator).float()
 
-    def __call__(self, parts: Sequence[Tensor]) -> Tensor:
-        """Project a vector that is given in parts.
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Project n vectors.
 
         Args:
-            parts: tensors on one device with P numbers in all.
+            vectors: float32 [n, P].
 
         Returns:
-            float32 [dimension], on the CPU.
+            float32 [n, dimension], on the CPU.
         """
-        flat = torch.cat([part.detach().reshape(-1).float() for part in parts])
         if self.exact:
-            return flat.cpu()
-        if flat.device != self._device:
-            self._device = flat.device
-            self._place, self._sign = self._place.to(flat.device), self._sign.to(flat.device)
-        return flat.new_zeros(self.dimension).index_add_(0, self._place, flat * self._sign).cpu()
+            return vectors.cpu()
+        if vectors.device != self._device:
+            self._device = vectors.device
+            self._place, self._sign = self._place.to(vectors.device), self._sign.to(vectors.device)
+        projected = vectors.new_zeros(len(vectors), self.dimension)
+        return projected.index_add_(1, self._place, vectors * self._sign).cpu()

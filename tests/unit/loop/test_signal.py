@@ -37,7 +37,8 @@ ALGORITHMS: list[Algorithm[Any]] = [
 def record(policy: Policy, trajectories: Trajectories, reference: bool = False, **options: Any) -> ScoreVectors:
     parameters = list(policy.backbone.trainable_parameters().values())
     directions = options.pop("directions", torch.zeros(0, 2))
-    recorder = ScoreRecorder(policy, parameters, RandomProjection(2, 16), directions, **options)
+    network = policy.backbone.network_module
+    recorder = ScoreRecorder(policy, network, parameters, RandomProjection(2, 16), directions, **options)
     steps = range(trajectories.num_steps)
     denoiser = policy.backbone.denoiser(trajectories.num_steps, 1.0)
     return recorder.record(trajectories, denoiser, PromptEmbeddings(policy.backbone), steps, reference=reference)
@@ -77,9 +78,8 @@ def test_inner_products_with_directions_are_exact_and_scaling_the_loss_changes_n
 def test_steps_that_are_left_out_have_no_score() -> None:
     policy = Policy(Plane())
     trajectories = sample(policy, 3, ["a", "b"])
-    recorder = ScoreRecorder(
-        policy, list(policy.backbone.trainable_parameters().values()), RandomProjection(2, 16), torch.zeros(0, 2)
-    )
+    network, parameters = policy.backbone.network_module, list(policy.backbone.trainable_parameters().values())
+    recorder = ScoreRecorder(policy, network, parameters, RandomProjection(2, 16), torch.zeros(0, 2), batch=3)
     done: list[int] = []
     denoiser, embeddings = policy.backbone.denoiser(3, 1.0), PromptEmbeddings(policy.backbone)
     found = recorder.record(trajectories, denoiser, embeddings, [1], advance=done.append)

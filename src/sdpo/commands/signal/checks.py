@@ -6,7 +6,6 @@ import os
 
 from sdpo.config import Config
 from sdpo.errors import UserError
-from sdpo.loop.visits import Visits
 
 MIN_GROUPS = 8
 """The fewest groups: below, an error bar says nothing."""
@@ -45,23 +44,6 @@ def check_groups(groups: int) -> None:
     """
     if groups < MIN_GROUPS:
         raise UserError(f"--groups {groups}: use {MIN_GROUPS} or more, as errors are estimated from the groups")
-
-
-def check_visits(visits: Visits, num_steps: int) -> None:
-    """Refuse a run that learns from no step.
-
-    Args:
-        visits: the steps that the update of the run visits.
-        num_steps: T.
-
-    Raises:
-        UserError: if no step is eligible.
-    """
-    if visits.eligible(num_steps) < 1:
-        raise UserError(
-            f"sample.num_steps is {num_steps}, and this run's credit rule gives its last step no return, so that there "
-            "is no step to learn from: use sample.num_steps=2 or more"
-        )
 
 
 def without_observers(config: Config) -> Config:

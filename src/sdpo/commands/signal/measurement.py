@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sdpo.assembly import Parts, build
 from sdpo.assembly.gradient_update import gradient_decode_batch, probe_rewards
 from sdpo.commands.signal.alternatives import FINAL, UNBIASED, Alternative, Alternatives, list_alternatives
-from sdpo.commands.signal.checks import check_algorithm, check_groups, check_visits, without_observers
+from sdpo.commands.signal.checks import check_algorithm, check_groups, without_observers
 from sdpo.commands.signal.groups import ScoredEpoch, factors_of_epochs, sample_epoch
 from sdpo.commands.signal.measured import Measured, combine, measure
 from sdpo.commands.signal.result import MEAN, Options, SignalResult
@@ -104,7 +104,6 @@ class _Measurement:
         count = max(self._visits_of(choice).eligible(num_steps) for choice in choices.legal)
         stochastic = self._parts.denoiser.stochastic.tolist()
         steps = [step for step in range(count) if stochastic[step]]
-        check_visits(self._visits_of(choices.legal[0]), num_steps)
         return steps
 
     def _sample(self, choices: Alternatives) -> list[ScoredEpoch]:
@@ -180,10 +179,12 @@ class _Measurement:
         scaler = parts.optimization.scaler
         recorder = ScoreRecorder(
             parts.policy,
+            parts.backbone.network_module,
             self._parameters,
             RandomProjection(self._size, self._options.dimension, parts.config.seed, "signal"),
             directions,
-            scaler.get_scale() if scaler.is_enabled() else 1.0,
+            batch=parts.micro_batches.update * self._algorithm.branches,
+            loss_scale=scaler.get_scale() if scaler.is_enabled() else 1.0,
         )
         whole = self._options.groups * self._algorithm.branches * len(steps)
         return [

@@ -150,3 +150,37 @@ def test_the_mean_over_groups_is_the_known_policy_gradient() -> None:
     assert along.interval[0] * groups**0.5 > 5
     across = direction_signal(gradients @ torch.stack([-known.flatten()[1], known.flatten()[0]]))
     assert abs(across.value) < 4 * across.error
+
+
+# -- batches of samples ------------------------------------------------------------------------------------------------
+
+
+class Mixed(Plane):
+    """A plane whose network has a linear layer; `rows` reorders the samples inside the network, and back."""
+
+    def __init__(self, rows: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network_module = torch.nn.Linear(2, 2)  # type: ignore[assignment]
+        self.rows = rows
+
+    def network(self, latents: Tensor, timesteps: Tensor, conditioning: Any) -> Tensor:
+        flat = latents.flatten(1).flip(0) if self.rows else latents.flatten(1)
+        output = self.network_module(flat)
+        return (output.flip(0) if self.rows else output).reshape(latents.shape)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_batches_are_used_where_they_agree_with_single_samples(rows: bool) -> None:
+    policy = Policy(Mixed(rows))
+    network = policy.backbone.network_module
+    trajectories = sample(policy, 3, ["a", "b", "c"])
+    denoiser, embeddings = policy.backbone.denoiser(3, 1.0), PromptEmbeddings(policy.backbone)
+    found = []
+    for batch in (1, 4):
+        parameters = list(network.parameters())
+        recorder = ScoreRecorder(policy, network, parameters, RandomProjection(6, 16), torch.eye(6)[:2], batch=batch)
+        found.append(recorder.record(trajectories, denoiser, embeddings, range(3)))
+        assert recorder.batched == (batch == 4 and not rows)
+    torch.testing.assert_close(found[0].projected, found[1].projected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[0].along, found[1].along, rtol=1e-4, atol=1e-6)

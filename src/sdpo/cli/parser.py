@@ -192,7 +192,7 @@ def _signal(commands: Commands) -> None:
         metavar=f"{_CONFIG}|DIR",
         help="preset, file or directory of a run (its trained weights), and settings that override it (default: emoji)",
     )
-    signal.add_argument("--groups", type=int, default=450, help="groups to sample (default: 450; errors fall as 1/√n)")
+    signal.add_argument("--groups", type=int, default=720, help="groups to sample (default: 720; z grows as √n)")
     signal.add_argument(
         "--direction-samples",
         type=int,

@@ -64,8 +64,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def signal_tables(result: SignalResult) -> list[Table]:
-    """The tables of a result: credits, reward plans, numbers of branches, and steps."""
-    tables = [_credits(result)]
+    """The tables of a result: credits, batch sizes, reward plans, numbers of branches, and steps."""
+    tables = [_credits(result), _sizes(result)]
     plans = list(dict.fromkeys(m.alternative.plan for m in result.measured[1:] if m.alternative.plan != "final"))
     if len(plans) > 1:
         tables.append(_plans(result, plans))
@@ -76,31 +76,42 @@ def signal_tables(result: SignalResult) -> list[Table]:
 
 
 def _credits(result: SignalResult) -> Table:
-    own = result.measured[0].alternative
-    table = Table(
-        title=f"z of {result.options.groups} groups of {own.branches} towards the gradient of the reward",
-        caption="samples: at which signal equals noise, along the last direction (95 % interval). SNR: ‖E g‖² / tr Cov "
-        "of a group in percent; it counts signal in any direction, that of a biased credit too.",
-    )
-    columns = [*result.directions, "samples", "SNR, %", "samples, any direction"]
-    _add_columns(table, "credit", columns)
-    for name in (CONFIGURED, *CREDITS):
-        if (measured := result.named(name)) is not None:
-            main = measured.towards[result.main_direction]
-            snr = measured.all_steps.snr
-            table.add_row(
-                name,
-                *(_z(measured, direction) for direction in result.directions),
-                _samples(groups_needed(main, 2), own.branches),
-                f"{100 * snr.value:.2f} ± {100 * snr.error:.2f}",
-                _samples(groups_needed(snr), own.branches),
-            )
+    branches = result.measured[0].alternative.branches
+    groups = f"{result.options.groups} groups of {branches}"
+    table = Table(title=f"z of {groups} towards the gradient of the reward, by credit", title_justify="left")
+    _add_columns(table, "credit", result.directions)
+    for measured in _compared(result):
+        table.add_row(measured.alternative.name, *(_z(measured, direction) for direction in result.directions))
     return table
+
+
+def _sizes(result: SignalResult) -> Table:
+    table = Table(
+        title="samples at which an optimizer step has as much signal as noise, with 95 % intervals",
+        caption="SNR = ‖E g‖² / tr Cov(g) of one group. In any direction, a credit's own bias counts as signal.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    _add_columns(table, "credit", [f"towards {result.main_direction}", "in any direction", "SNR of a group, %"])
+    for measured in _compared(result):
+        branches, snr = measured.alternative.branches, measured.all_steps.snr
+        table.add_row(
+            measured.alternative.name,
+            _samples(groups_needed(measured.towards[result.main_direction], 2), branches),
+            _samples(groups_needed(snr), branches),
+            f"{100 * snr.value:.2f} ± {100 * snr.error:.2f}",
+        )
+    return table
+
+
+def _compared(result: SignalResult) -> list[Measured]:
+    """The run's own setting and the credits at exact rewards and all branches, in the order of their list."""
+    return [measured for name in (CONFIGURED, *CREDITS) if (measured := result.named(name)) is not None]
 
 
 def _plans(result: SignalResult, plans: Sequence[str]) -> Table:
     direction, branches = result.main_direction, result.measured[0].alternative.branches
-    table = Table(title=f"z towards {direction} by reward plan")
+    table = Table(title=f"z towards {direction} by reward plan", title_justify="left")
     _add_columns(table, "credit", plans)
     for credit in CREDITS:
         found = [_find(result, credit, plan, branches) for plan in plans]
@@ -111,7 +122,7 @@ def _plans(result: SignalResult, plans: Sequence[str]) -> Table:
 
 def _branches(result: SignalResult, branches: Sequence[int]) -> Table:
     direction = result.main_direction
-    table = Table(title=f"z towards {direction} of {_SHOWN} trajectories, by branches a group")
+    table = Table(title=f"z towards {direction} of {_SHOWN} trajectories, by branches a group", title_justify="left")
     _add_columns(table, "credit", [f"K = {number}" for number in branches])
     for credit in CREDITS:
         plan = "final" if credit == FINAL else "all"
@@ -131,13 +142,12 @@ def _find(result: SignalResult, credit: str, plan: str, branches: int) -> Measur
 
 def _steps(result: SignalResult) -> Table:
     steps = range(len(result.measured[0].by_step))
-    table = Table(title=f"z towards {result.main_direction} of each step's gradient")
+    table = Table(title=f"z towards {result.main_direction} of each step's gradient", title_justify="left")
     _add_columns(table, "credit", [f"step {step}" for step in steps])
     scale = result.options.groups**0.5
-    for name in (CONFIGURED, *CREDITS):
-        if (measured := result.named(name)) is not None:
-            each = [ratio * scale for ratio in measured.towards_by_step[result.main_direction]]
-            table.add_row(name, *(f"{z.value:.1f} ± {z.error:.1f}" if z.error else "–" for z in each))
+    for measured in _compared(result):
+        each = [ratio * scale for ratio in measured.towards_by_step[result.main_direction]]
+        table.add_row(measured.alternative.name, *(f"{z.value:.1f} ± {z.error:.1f}" if z.error else "–" for z in each))
     return table
 
 

@@ -98,7 +98,7 @@ def _first_place(result: SignalResult, best: Measured, over_own: float) -> str:
     if over_own < LIKELY:
         return f"{text} The configured credit is not clearly worse: keep it, or measure more groups (--groups)."
     if ratio > 0 and now > 0:
-        text += f" The same z takes {(ratio / now) ** 2:.1f} times as many samples as configured."
+        text += f" As configured, the same z takes {(ratio / now) ** 2:.1f} times as many samples."
     return f"{text} Its settings: {settings_of(best.alternative.credit)}."
 
 

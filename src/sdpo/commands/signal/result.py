@@ -22,7 +22,7 @@ class Options:
         dimension: the dimension of the random projection.
     """
 
-    groups: int = 450
+    groups: int = 720
     direction_samples: int = 180
     dimension: int = 4096
 

@@ -25,7 +25,7 @@ from sdpo.method.types import Trajectories
 
 @dataclass(frozen=True)
 class PlanQueries:
-    """What a reward plan reads of the latents of B groups.
+    """The queries of a reward plan in the latents of B groups.
 
     Attributes:
         steps: the steps that the plan scores, int64 [B, K, Q].

@@ -93,7 +93,9 @@ def _draw(result: SignalResult, path: Path) -> None:
     axes.axhline(0, color="#9aa0a6", linewidth=0.8)
     axes.set_xticks(range(len(shown)), [measured.alternative.name for measured in shown], fontsize=8)
     axes.set_ylabel(f"z of {result.options.groups} groups", fontsize=9)
-    axes.set_title(f"signal, ranked by {describe_direction(result.main_direction)}", fontsize=9, loc="left")
+    axes.set_title(
+        f"z with 95 % intervals, ranked by {describe_direction(result.main_direction)}", fontsize=9, loc="left"
+    )
     axes.legend(fontsize=8, frameon=False, ncols=4)
     temporary = path.with_name(path.name + ".tmp")
     figure.savefig(temporary, format="png", metadata={"Software": None})

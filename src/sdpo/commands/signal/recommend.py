@@ -23,7 +23,7 @@ BRANCHING = (
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to train with.
+    """The setting to train with, and how sure it is.
 
     Attributes:
         best: the name of the credit with the most signal at exact rewards and the run's number of branches.
@@ -119,7 +119,7 @@ def _no_signal(best: Measured, direction: str) -> list[str]:
 
 
 def _other_settings(result: SignalResult, best: Measured) -> list[str]:
-    """What fewer queries and fewer branches would make of the first place."""
+    """The effect of fewer queries and fewer branches on the first place."""
     direction, own = result.main_direction, best.alternative
     found = []
     same = [m for m in result.measured if m.alternative.credit == own.credit and m is not best]

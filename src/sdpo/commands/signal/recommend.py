@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,8 @@ from sdpo.method.credit import FutureCredit, GainCredit, StepCredit
 
 SURE, LIKELY = 0.95, 0.8
 """Probabilities from which a difference is called clear, and likely."""
+
+_ROUNDING = 1e-3  # a difference that is smaller in standard errors of the signal itself is none
 
 BRANCHING = (
     "Branching at one step (one prefix, several noises, common noise after it) cannot be had from these trajectories: "
@@ -84,7 +85,11 @@ def settings_of(credit: str) -> str:
 
 
 def _probability_above(best: Measured, other: Measured, direction: str) -> float:
-    return (best.towards[direction] - other.towards[direction]).probability_positive()
+    """The probability that one signal is above another; ½ where they are the same, as all gains are at two steps."""
+    one, two = best.towards[direction], other.towards[direction]
+    if abs(one.value - two.value) <= _ROUNDING * one.error:
+        return 0.5
+    return (one - two).probability_positive()
 
 
 def _first_place(result: SignalResult, best: Measured, over_own: float) -> str:
@@ -95,6 +100,8 @@ def _first_place(result: SignalResult, best: Measured, over_own: float) -> str:
         f"z = {_with_error(best, direction)}, against {_with_error(own, direction)} as configured "
         f"({_sureness(over_own)})."
     )
+    if over_own == 0.5:
+        return f"{text} The configured credit has the same signal: keep it."
     if over_own < LIKELY:
         return f"{text} The configured credit is not clearly worse: keep it, or measure more groups (--groups)."
     if ratio > 0 and now > 0:
@@ -106,9 +113,12 @@ def _rivals(credits: Sequence[Measured], probabilities: dict[str, float]) -> lis
     """Which credits the first place is clearly above, and which may as well be the best."""
     names = [credit.alternative.name for credit in credits[1:]]
     clear = [f"{name} ({probabilities[name]:.1%})" for name in names if probabilities[name] >= SURE]
-    open_ = [f"{name} ({probabilities[name]:.0%})" for name in names if probabilities[name] < SURE]
+    same = [name for name in names if probabilities[name] == 0.5]
+    others = [name for name in names if name not in same and probabilities[name] < SURE]
+    open_ = [f"{name} ({probabilities[name]:.0%})" for name in others]
     found = [f"Its signal is clearly above that of {', '.join(clear)}."] if clear else []
-    return found + ([f"These may be as good: {', '.join(open_)}."] if open_ else [])
+    found += [f"These may be as good: {', '.join(open_)}."] if open_ else []
+    return found + ([f"These have the same signal: {', '.join(same)}."] if same else [])
 
 
 def _no_signal(best: Measured, direction: str) -> list[str]:
@@ -146,5 +156,7 @@ def _with_error(measured: Measured, direction: str) -> str:
 
 
 def _sureness(probability: float) -> str:
+    if probability == 0.5:
+        return "the same"
     word = "a clear difference" if probability >= SURE else "likely" if probability >= LIKELY else "not clear"
-    return f"{word}: above with {probability:.1%}" if not math.isnan(probability) else word
+    return f"{word}: above with {probability:.1%}"

@@ -86,6 +86,18 @@ def test_a_reward_without_gradient_has_a_reference_direction(tiny_overrides: lis
     assert output.signal_json(result)["directions"]["samples"] is None
 
 
+def test_one_step_has_no_gain(tiny_overrides: list[str]) -> None:
+    words = ["sample={num_steps: 1, prompts_per_epoch: 8}", "algorithm={name: sdpo, credit: step}"]
+    result = measured([*tiny_overrides, *words])
+    assert "no return" in result.left_out["gain λ=1"] and result.named("final") is None
+    assert output.signal_json(result)["recommendation"]["best"] == "step"
+
+
+def test_several_rewards_are_standardised_before_they_are_climbed(tiny_overrides: list[str]) -> None:
+    rewards = "rewards={colorfulness: 1.0, emoji_score: 0.5}"
+    assert measured([*tiny_overrides, *SMALL, rewards]).directions[-1] == "mean"
+
+
 def test_full_gradients_agree_with_their_projection_towards_the_directions(tiny_overrides: list[str]) -> None:
     words = [*tiny_overrides, "sample={num_steps: 2, prompts_per_epoch: 8}"]
     full, short = measured(words, Options(10, 4, 10**6)), measured(words)

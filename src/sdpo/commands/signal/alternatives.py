@@ -69,13 +69,16 @@ def list_alternatives(algorithm: Algorithm[Any], num_steps: int) -> Alternatives
     """
     found = Alternatives([Alternative(CONFIGURED, CONFIGURED, CONFIGURED, algorithm.branches, algorithm)])
     plans = {name: plan() for name, plan in REWARD_PLANS.items()}
-    for credit in CREDITS:
+    for credit, rule in CREDITS.items():
+        if num_steps == 1 and not rule.trains_last_step:
+            found.left_out[credit] = "gives the last step no return, and one step has no other"
+            continue
         _add(found, algorithm, credit, "final" if credit == FINAL else "all", plans, algorithm.branches)
     for plan in ("anchors", "group_anchors") if num_steps > 3 else ():
         for credit in (name for name in CREDITS if name != FINAL):
             _add(found, algorithm, credit, plan, plans, algorithm.branches)
     for branches in fewer_branches(algorithm.branches):
-        for credit in CREDITS:
+        for credit in (name for name in CREDITS if name not in found.left_out):
             _add(found, algorithm, credit, "final" if credit == FINAL else "all", plans, branches)
     return found
 

@@ -26,6 +26,7 @@ from sdpo.loop.visits import Visits
 from sdpo.method.algorithms import Algorithm
 from sdpo.method.augment import Augment
 from sdpo.method.projection import RandomProjection
+from sdpo.prompts import Prompt
 
 Advance = Callable[[str, int, int], None]
 """Called with a phase, the work that was done since the last call, and the whole work of the phase."""
@@ -147,9 +148,9 @@ class _Measurement:
             parts.policy, parts.optimization, head, parts.embeddings, parts.config.seed, parts.micro_batches.update
         )
         found = []
+        prompts, indices = self._later_prompts(epochs)
         for count in counts:
             denoiser = parts.backbone.denoiser(count, parts.config.sample.eta)
-            prompts, indices = self._later_prompts(epochs)
             found.append(
                 climb(
                     denoiser,
@@ -163,9 +164,9 @@ class _Measurement:
         names = [f"{count} step{'s' * (count > 1)}" for count in counts]
         return [*names, MEAN], torch.stack([*found, torch.stack(found).mean(0)])
 
-    def _later_prompts(self, epochs: int) -> tuple[list[Any], list[int]]:
+    def _later_prompts(self, epochs: int) -> tuple[list[Prompt], list[int]]:
         """The prompts that follow those of the sampled epochs, and a number for each."""
-        prompts: list[Any] = []
+        prompts: list[Prompt] = []
         epoch = epochs
         while len(prompts) < self._options.direction_samples:
             epoch += 1
@@ -219,6 +220,9 @@ class _Measurement:
 
 
 def _reference(choices: Alternatives) -> Alternative:
-    """The alternative whose mean gradient stands in for the reward's own: unbiased for the final image's reward."""
+    """The alternative whose mean gradient stands in for the reward's own: unbiased for the final image's reward.
+
+    With one step there is none but the run's own.
+    """
     by_name = {choice.name: choice for choice in choices.legal}
-    return by_name.get(UNBIASED) or by_name[FINAL]
+    return by_name.get(UNBIASED) or by_name.get(FINAL) or choices.legal[0]

@@ -80,6 +80,11 @@ def test_all_alternatives_come_from_the_same_trajectories(found: SignalResult) -
     assert step is not None and step.by_step[-1].noise > 0
 
 
+def test_numbers_of_branches_have_a_table(sdpo: Run, tiny_overrides: list[str]) -> None:
+    shown = succeeded(sdpo("signal", "emoji", *tiny_overrides, *FEW, "algorithm.branches=4")).stdout
+    assert "by branches a group" in shown and "K = 2" in shown and "At equal samples, 4 branches" in shown
+
+
 def test_a_reward_without_gradient_has_a_reference_direction(tiny_overrides: list[str]) -> None:
     result = measured([*tiny_overrides, *SMALL, "rewards={jpeg_compressibility: 1.0}"])
     assert result.directions == ["reference"] and result.measured[0].by_step[0].noise > 0

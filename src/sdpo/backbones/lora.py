@@ -163,6 +163,13 @@ def make_trainable(network: nn.Module) -> None:
             parameter.requires_grad_(True)
 
 
+def idle_parameters(network: nn.Module) -> set[str]:
+    """Names of the LoRA's A matrices whose B is 0, as in a new LoRA: their gradient is 0 for every sample."""
+    parameters = dict(network.named_parameters())
+    up = {name: name.replace(".lora_A.", ".lora_B.") for name in parameters if ".lora_A." in name}
+    return {name for name, partner in up.items() if partner in parameters and not parameters[partner].any()}
+
+
 def fuse(pipeline: Any, component: str, path: str, scale: float, weight_name: str | None) -> None:
     """Merge a LoRA into the base weights before training, such as one that makes a model a few-step model.
 

@@ -142,6 +142,10 @@ class TrainableBackbone(Backbone):
         """The network's parameters that require a gradient, by name."""
         return {n: p for n, p in self.network_module.named_parameters() if p.requires_grad}
 
+    def idle_parameters(self) -> set[str]:
+        """Names of trainable parameters whose gradient is 0 for every sample at the present weights."""
+        return lora.idle_parameters(self.network_module) & self.trainable_parameters().keys()
+
     @contextlib.contextmanager
     def base(self) -> Iterator[None]:
         """Switch the LoRA off, or swap the initial weights in, until the outermost such context ends."""

@@ -236,6 +236,14 @@ def bench(arguments: Namespace) -> None:
     show(bench_tables(measured))
 
 
+def signal(arguments: Namespace) -> None:
+    """Measure the signal of a policy gradient."""
+    _prepare_libraries()
+    from sdpo.cli.signal import run
+
+    run(arguments, console())
+
+
 def doctor(arguments: Namespace) -> int:
     """Check what could ruin a run; returns 1 if a check failed."""
     config = _run_config(arguments.words)

@@ -46,7 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_train, _evaluate, _sample, _score, _report, _compare, _export, _bench, _doctor, _rewards, _presets):
+    using = (_train, _evaluate, _sample, _score, _report, _compare, _export)
+    for add in (*using, _bench, _signal, _doctor, _rewards, _presets):
         add(commands)
     return parser
 
@@ -181,6 +182,35 @@ def _bench(commands: Commands) -> None:
     bench.add_argument("--profile", type=Path, metavar="FILE", help="trace for Perfetto to write as well")
     bench.add_argument("-o", "--output", type=Path, help="JSON file to write as well")
     bench.set_defaults(run=handlers.bench)
+
+
+def _signal(commands: Commands) -> None:
+    signal = commands.add_parser("signal", help="measure how much of a policy gradient is signal, before training")
+    signal.add_argument(
+        "words",
+        nargs="*",
+        metavar=f"{_CONFIG}|DIR",
+        help="preset, file or directory of a run (its trained weights), and settings that override it (default: emoji)",
+    )
+    signal.add_argument("--groups", type=int, default=720, help="groups to sample (default: 720; z grows as √n)")
+    signal.add_argument(
+        "--direction-samples",
+        type=int,
+        default=180,
+        help="trajectories at each step count for the gradient of the reward itself (default: 180)",
+    )
+    signal.add_argument(
+        "--projection", type=int, default=4096, help="dimension of the random projection (default: 4096)"
+    )
+    signal.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    signal.add_argument(
+        "--output-dir",
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of signal.json and signal.png (default: runs/signal-<preset or file>; of a run, DIR/signal)",
+    )
+    signal.set_defaults(run=handlers.signal)
 
 
 def _doctor(commands: Commands) -> None:

@@ -146,6 +146,7 @@ def test_training_all_weights_is_measured(tiny_overrides: list[str]) -> None:
     [
         (["algorithm=srg"], ("algorithm=srg", "algorithm=sdpo")),
         (["algorithm=ddpo", "advantage.normalizer=stepwise"], ("algorithm.branches is 1", "algorithm.branches=2")),
+        (["sample.num_steps=4", "sample.branch_at=1", "algorithm.credit=future"], ("sample.branch_at is 1", "null")),
         (["--groups", "7"], ("--groups 7", "8 or more")),
         (["--projection", "1"], ("--projection",)),
         (["sample.num_steps=1", "algorithm.credit=future"], ("sample.num_steps=1", "more steps")),

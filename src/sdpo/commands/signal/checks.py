@@ -12,7 +12,7 @@ MIN_GROUPS = 8
 
 
 def check_algorithm(config: Config) -> None:
-    """Refuse algorithms without log-probabilities or without branches, and launches of several processes.
+    """Refuse algorithms without log-probabilities or branches, branching at one step, and several processes.
 
     Args:
         config: the configuration of a run.
@@ -31,6 +31,11 @@ def check_algorithm(config: Config) -> None:
             f"sdpo signal compares the branches of a group, and algorithm.branches is {algorithm.branches}: with one "
             "branch the only baseline is each prompt's history, which fixed weights do not have; set "
             "algorithm.branches=2 or more"
+        )
+    if config.sample.branch_at is not None:
+        raise UserError(
+            f"sdpo signal measures every step of trajectories whose branches part at the first one, and "
+            f"sample.branch_at is {config.sample.branch_at}: set sample.branch_at=null"
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("sdpo signal runs in one process: start it without accelerate launch")

@@ -8,6 +8,8 @@ from helpers.command_line import Run, succeeded
 from sdpo.config.load import preset_names, preset_summary
 from sdpo.config.schema import Config
 from sdpo.estimate.memory_peaks import estimate_peaks
+from sdpo.method.advantages import PairNormalizer
+from sdpo.method.credit import GainCredit
 
 HUB = {"sdxl-turbo-pickscore", "lcm-aesthetic", "sd35-turbo-pickscore", "flux-schnell-hpsv2", "z-image-turbo-pickscore",
        "sana-sprint-pickscore", "sdxl-lightning-pickscore", "hyper-sd-pickscore"}  # fmt: skip
@@ -54,6 +56,17 @@ def test_presets_of_reward_gradients_are_guarded_and_fit_their_gpu() -> None:
         found = estimate_peaks(config)
         fits = 16e9 if name.startswith("sd-turbo") else 24e9
         assert found is None and "klein" in name or found is not None and found.peak < fits, name
+
+
+def test_presets_for_an_evening_need_no_history_and_fit_their_gpu() -> None:
+    for reward in ("aesthetic", "pickscore", "hpsv2", "imagereward"):
+        config = Config.load(f"sd-turbo-{reward}-1gpu")
+        assert config.rewards == {reward: 1.0} and config.sample.num_steps == 4
+        assert isinstance(config.build_algorithm().credit, GainCredit)
+        assert isinstance(config.build_normalizer(), PairNormalizer)
+        assert config.evaluate.held_out and len(config.stop_when) == 2
+        found = estimate_peaks(config)
+        assert found is not None and found.peak < 24e9
 
 
 @pytest.mark.parametrize("name", preset_names())

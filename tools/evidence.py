@@ -43,9 +43,9 @@ class Regime:
         overrides: strings `section.key=value` for all runs.
         seeds: the reported seeds.
         grid_seeds: the seeds on which learning rates are chosen.
-        rates: the learning rates of every setting's grid.
+        rates: the learning rates of the grid of every setting that has no `rates` of its own.
         recommended: the setting that the others are compared with.
-        settings: name → overrides, nested as in a file of variants.
+        settings: name → overrides, nested as in a file of variants; `rates` replaces the regime's.
     """
 
     name: str
@@ -61,12 +61,20 @@ class Regime:
         shared = set(self.seeds) & set(self.grid_seeds)
         if shared:
             raise ValueError(f"{self.name}: the seeds {sorted(shared)} choose a learning rate and are reported")
+        other = [name for name in self.settings if len(self.grid(name)) != len(self.rates)]
+        if other:
+            raise ValueError(f"{self.name}: the grids of {', '.join(other)} have another size than the others'")
         if self.recommended not in self.settings:
             raise ValueError(f"{self.name}: recommended is {self.recommended}, which is not one of its settings")
 
+    def grid(self, setting: str) -> list[float]:
+        """Return the learning rates of a setting's grid."""
+        return list(self.settings[setting].get("rates", self.rates))
+
     def planned(self, setting: str, rate: float, seed: int, runs: Path) -> PlannedRun:
         """Return a run; its directory is the kept one if the run is kept."""
-        settings = [*name_overrides(setting, {setting: self.settings[setting]}), *self.overrides]
+        own = {key: value for key, value in self.settings[setting].items() if key != "rates"}
+        settings = [*name_overrides(setting, {setting: own}), *self.overrides]
         folder = run_name(setting, rate, seed)
         kept = RESULTS / "evidence" / self.name / folder
         path = kept if kept.is_dir() else runs / self.name / folder
@@ -141,14 +149,14 @@ def result_of(run: Run) -> Result:
         judge=means(tuned.seen.scores[tuned.judge]),
         base_judge=means(judged),
         judge_error=np.array(errors),
-        palette=np.array([palette(run, tuned.epoch, s) / palette(run, 0, s) for s in steps]),
+        palette=np.array([background_spread(run, tuned.epoch, s) / background_spread(run, 0, s) for s in steps]),
         samples=cost["images"],
         evaluations=cost["denoiser_evaluations"],
         queries=cost["reward_queries"],
     )
 
 
-def palette(run: Run, epoch: int, steps: int) -> float:
+def background_spread(run: Run, epoch: int, steps: int) -> float:
     """Return the spread of background colours at an evaluated epoch, from the metrics or the evaluation's file."""
     record = yaml.safe_load((run.path / "evaluation" / f"epoch_{epoch:04d}.json").read_text(encoding="utf-8"))
     return float(record["monitors"]["palette"][str(steps)])
@@ -157,14 +165,14 @@ def palette(run: Run, epoch: int, steps: int) -> float:
 def choose_rate(regime: Regime, setting: str) -> float | None:
     """Return the learning rate that the plan's rule chooses; None while runs of the grid are missing."""
     by_rate: dict[float, list[Result]] = {}
-    for rate in regime.rates:
+    for rate in regime.grid(setting):
         runs = [regime.kept(setting, rate, seed) for seed in regime.grid_seeds]
         if any(run is None for run in runs):
             return None
         by_rate[rate] = [result_of(run) for run in runs if run is not None]
     admitted = {rate: results for rate, results in by_rate.items() if is_admitted(results)}
     if not admitted:
-        return min(regime.rates)
+        return min(regime.grid(setting))
     return max(admitted, key=lambda rate: np.mean([result.reward for result in admitted[rate]]))
 
 
@@ -201,7 +209,8 @@ def make_tables(regime: Regime) -> str:
     """Return the tables of a regime in Markdown: results, and differences from the recommended setting."""
     rows = list(reported(regime))
     if not rows:
-        return f"# {regime.name}\n\nNo setting has a finished grid and a reported run yet.\n"
+        nothing = "No setting has a finished grid and a reported run yet."
+        return "\n".join([f"# {regime.name}", "", nothing, "", *grid_lines(regime), ""])
     steps = next(iter(rows[0][2].values())).steps
     columns = [f"{s} step{'s' if s > 1 else ''}" for s in steps]
     lines = [f"# {regime.name}", "", "Mean ± sample standard deviation over seeds of the reward; judge and palette"]
@@ -220,7 +229,37 @@ def make_tables(regime: Regime) -> str:
         costs = [round(float(np.mean([getattr(r, f) for r in every]))) for f in ("samples", "evaluations", "queries")]
         guards = [percent(np.mean([getattr(r, f) for r in every], axis=0)) for f in ("judge", "palette")]
         lines.append(line([setting, f"{rate:g}", str(len(every)), *(f"{c:,}" for c in costs), *cells, *guards]))
-    return "\n".join([*lines, "", *difference_lines(regime, rows, columns), ""])
+    return "\n".join([*lines, "", *difference_lines(regime, rows, columns), "", *grid_lines(regime), ""])
+
+
+def grid_lines(regime: Regime) -> list[str]:
+    """Return the table of the grids: one row per rate that has a run, and which rates were chosen."""
+    head = ["setting", "lr", "seeds", "reward at each step count", "mean", "judge, %", "palette, %", ""]
+    lines = [
+        "## Learning rates",
+        "",
+        "Means over the seeds of the grid. A rate is admitted by the rule in `plan.yaml`.",
+        "",
+    ]
+    lines += [line(head), line(["---"] * len(head))]
+    for setting in regime.settings:
+        chosen = choose_rate(regime, setting)
+        for rate in regime.grid(setting):
+            runs = {seed: regime.kept(setting, rate, seed) for seed in regime.grid_seeds}
+            results = {seed: result_of(run) for seed, run in runs.items() if run is not None}
+            if results:
+                lines.append(line(grid_row(setting, rate, results, rate == chosen)))
+    return lines
+
+
+def grid_row(setting: str, rate: float, results: Mapping[int, Result], chosen: bool) -> list[str]:
+    """Return the cells of one rate of a grid."""
+    every = list(results.values())
+    rewards, judge, palette = (np.mean([getattr(r, f) for r in every], axis=0) for f in ("reward", "judge", "palette"))
+    words = "chosen" if chosen else "" if is_admitted(every) else "not admitted"
+    shown = " ".join(f"{value:.3f}" for value in rewards)
+    seeds = ", ".join(str(seed) for seed in results)
+    return [setting, f"{rate:g}", seeds, shown, f"{rewards.mean():.3f}", percent(judge), percent(palette), words]
 
 
 def difference_lines(
@@ -273,7 +312,7 @@ def keep(run: PlannedRun, regime: Regime) -> None:
 
 def train(regime: Regime, settings: Sequence[str], processes: int, runs: Path, grid_only: bool) -> None:
     """Train what is missing of some settings: the grid first, then the reported seeds at the chosen rates."""
-    grid = [(s, rate, seed) for seed in regime.grid_seeds for s in settings for rate in regime.rates]
+    grid = [(s, rate, seed) for seed in regime.grid_seeds for s in settings for rate in regime.grid(s)]
     train_and_keep(regime, grid, processes, runs)
     if grid_only:
         return
@@ -316,7 +355,7 @@ def main() -> None:
             count = len(regime.rates) * len(regime.grid_seeds) + len(regime.seeds)
             print(f"{regime.name}: {len(names)} settings, {count} runs each, {count * len(names)} in all")
             for name in names:
-                run = regime.planned(name, regime.rates[0], regime.grid_seeds[0], arguments.runs)
+                run = regime.planned(name, regime.grid(name)[0], regime.grid_seeds[0], arguments.runs)
                 print(f"{name}: {describe_cost(run.config).splitlines()[-1]}")
 
 

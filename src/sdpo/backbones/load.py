@@ -207,7 +207,8 @@ def _loading_failed(path: str, revision: str, local: bool, error: Exception) -> 
     if local:
         return f"model.path: the pipeline in {path} cannot be loaded: {cause(error)}. {_supported()}"
     return (
-        f"model.path: cannot load {path!r} (revision {revision!r}) from the Hugging Face hub: {cause(error)}\n"
+        f"model.path: there is no folder {path!r} here, and the Hugging Face hub's (revision {revision!r}) cannot be "
+        f"loaded: {cause(error)}\n"
         f"{_supported()}\n"
         "If this machine has no network, copy the model's folder to it and name the folder:\n"
         f"  sdpo train … model.path=/path/to/{path.rsplit('/', 1)[-1]}\n"

@@ -49,8 +49,8 @@ def read_source(source: str | Path) -> dict[str, Any]:
     path = PRESETS / f"{source}.yaml" if str(source) in preset_names() else Path(source)
     if not os.path.isfile(path):  # Path.is_file raises for names that no file can have
         raise UserError(
-            f"there is no preset {str(source)!r}{nearest(str(source), preset_names())} and no such file. "
-            f"Presets: {', '.join(preset_names())}; or give a YAML file."
+            f"there is no preset {str(source)!r}{nearest(str(source), preset_names())} and no such file: "
+            "give a preset or a YAML file"
         )
     return read_mapping(path)
 

@@ -227,7 +227,10 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _warms_up_an_average(self) -> TrainConfig:
         if not self.ema_warmup and self.ema_decay is None:
-            raise ValueError("ema_warmup is false, but no average is kept (ema_decay is null): set ema_decay")
+            raise ValueError(
+                "ema_warmup is false, but no average is kept (ema_decay is null): set train.ema_decay, or "
+                "train.ema_warmup=true for a run without an average"
+            )
         return self
 
 

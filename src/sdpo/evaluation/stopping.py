@@ -29,7 +29,7 @@ def check_rules(config: Config) -> None:
     if config.stop_when and config.evaluate.every == 0:
         raise UserError(
             "stop_when looks at evaluations, but evaluate.every is 0: set evaluate.every to the "
-            "number of epochs between evaluations"
+            "number of epochs between evaluations, or stop_when=[] for a run that no rule ends"
         )
     if config.stop_when and config.checkpoint.keep_best == 0:
         raise UserError(

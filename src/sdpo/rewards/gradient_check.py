@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdpo.errors import RewardError, UserError
 from sdpo.rewards.descriptions import DESCRIPTIONS
+from sdpo.rewards.registry import declares_gradient
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_names_differentiable(names: Iterable[str], algorithm: str) -> None:
-    """Refuse rewards of the package that have no gradient, before anything is loaded.
+    """Refuse rewards that have no gradient, as far as their names tell, before anything is loaded.
 
     Args:
         names: the names of the trained rewards.
@@ -24,8 +25,9 @@ def check_names_differentiable(names: Iterable[str], algorithm: str) -> None:
     Raises:
         UserError: naming the rewards without a gradient.
     """
-    known = {description.name for description in DESCRIPTIONS if not description.has_gradient}
-    _refuse([name for name in names if name in known], algorithm)
+    known = {description.name: description.has_gradient for description in DESCRIPTIONS}
+    without = [name for name in names if (known[name] if name in known else declares_gradient(name)) is False]
+    _refuse(without, algorithm)
 
 
 def check_names_of_both_kinds(names: Sequence[str]) -> None:

@@ -78,6 +78,25 @@ def load_reward(name: str, device: str = "cpu", options: Mapping[str, Any] | Non
     return reward  # type: ignore[no-any-return]
 
 
+def declares_gradient(name: str) -> bool | None:
+    """Whether the user's own reward says that it has a gradient, as far as its function or class tells.
+
+    Args:
+        name: a dotted path `package.module:attribute`.
+
+    Returns:
+        None for a class without an attribute `differentiable`, whose instances may get one when they are built.
+
+    Raises:
+        UserError: if the path cannot be imported.
+    """
+    found = _find(name)
+    declared = getattr(found, "differentiable", None)
+    if isinstance(found, type):
+        return declared if isinstance(declared, bool) else None
+    return bool(declared)
+
+
 def option_names(name: str) -> list[str]:
     """The names of the options that a reward accepts.
 

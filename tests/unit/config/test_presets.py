@@ -112,3 +112,16 @@ def test_the_page_of_costs_has_every_preset_of_sd_turbo() -> None:
             rows.append("| " + " | ".join([*cells, f"{tflop / 60 / 3600:.1f} to {tflop / 40 / 3600:.1f}"]) + " |")
     page = (REPOSITORY / "docs" / "presets.md").read_text(encoding="utf-8")
     assert [line for line in page.splitlines() if "| 50 |" in line or "| 4 |" in line] == rows
+
+
+@pytest.mark.parametrize(
+    ("override", "ways_out"),
+    [
+        ("train.ema_decay=null", ("train.ema_decay", "train.ema_warmup=true")),
+        ("evaluate.every=0", ("evaluate.every", "stop_when=[]")),
+    ],
+)
+def test_a_preset_without_one_of_its_guards_says_how(sdpo: Run, override: str, ways_out: tuple[str, str]) -> None:
+    refused = sdpo("train", "emoji-gradient", override, "--dry-run")
+    assert refused.returncode == 2 and all(way in refused.stderr for way in ways_out)
+    assert "# an epoch" in succeeded(sdpo("train", "emoji-gradient", override, ways_out[1], "--dry-run")).stdout

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdpo.errors import RewardError, UserError
 from sdpo.rewards import DESCRIPTIONS, REWARDS, Description, PlacedReward, load_reward
-from sdpo.rewards.gradient_check import check_differentiable, probe_gradient
+from sdpo.rewards.gradient_check import check_differentiable, check_names_differentiable, probe_gradient
 
 PROMPTS, METADATA = ["a cat", "two dogs"], [{}, {}]
 
@@ -151,3 +151,24 @@ def test_the_list_of_rewards_says_which_have_a_gradient(description: Description
         return
     reward = MAKERS[name.removesuffix(".1")]("official", "float") if name.removesuffix(".1") in MAKERS else None
     assert description.has_gradient == PlacedReward(name, reward or load_reward(name)).differentiable
+
+
+def flat(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
+    return images.flatten(1).mean(1)
+
+
+class Silent:
+    """Its instances may say that they have a gradient; the class does not tell."""
+
+
+class Refuses(Rounds):
+    differentiable = False
+
+
+def test_what_a_name_tells_of_a_reward_of_the_user() -> None:
+    for own in ("flat", "Refuses"):
+        with pytest.raises(UserError, match=f"'{__name__}:{own}' has none.*differentiable = True"):
+            check_names_differentiable([f"{__name__}:{own}"], "srg")
+    check_names_differentiable([f"{__name__}:Rounds", f"{__name__}:Silent", "emoji_score"], "srg")
+    with pytest.raises(UserError, match="'jpeg_compressibility' has none"):
+        check_names_differentiable(["emoji_score", "jpeg_compressibility"], "srg")

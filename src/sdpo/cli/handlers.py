@@ -73,10 +73,10 @@ def _conclude(session: Session, report: Path) -> None:
     if session.first_epoch > session.epoch:
         done = f"this run was finished before ({session.epoch} epochs); its report is written again"
     else:
-        training, evaluating = session.counters.seconds, session.evaluation_costs.seconds
+        training, evaluating = round(session.counters.seconds), round(session.evaluation_costs.seconds)
         done = (
-            f"trained epochs {session.first_epoch} to {session.epoch}: {training + evaluating:.0f} s in all, "
-            f"{training:.0f} s of training and {evaluating:.0f} s of evaluation"
+            f"trained epochs {session.first_epoch} to {session.epoch}: {training + evaluating} s in all, "
+            f"{training} s of training and {evaluating} s of evaluation"
         )
     if session.ended_early:
         say(session.ended_early)

@@ -21,7 +21,10 @@ def evaluation_table(result: Mapping[str, Any]) -> Table:
         result: the result of `evaluate_target`.
     """
     tuned = "after" in result
-    table = Table(title=f"{len(result['prompts'])} images a step count, by {result['sampler']}")
+    table = Table(
+        title=f"{len(result['prompts'])} images a step count, by {result['sampler']}",
+        caption="±: the standard error of the paired gain over images" if tuned else None,
+    )
     for column in ["reward", "steps", "base", *(["tuned", "paired gain"] if tuned else [])]:
         table.add_column(column, justify="left" if column == "reward" else "right")
     for name, by_steps in result["summary"].items():
@@ -49,8 +52,15 @@ def strength_table(result: Mapping[str, Any]) -> Table:
         table.add_column(column, justify="left" if column == "measure" else "right")
     for name in next(iter(result["summary"].values())):
         for strength, measured in result["summary"].items():
-            table.add_row(name, strength, *(f"{measured[name][n]:.4f}" if n in measured[name] else "" for n in steps))
+            table.add_row(name, strength, *(_decimal(measured[name].get(n)) for n in steps))
     return table
+
+
+def _decimal(value: float | None) -> str:
+    """Four decimals; a power of ten for what they would show as 0 or nearly so, as a small divergence is."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
 
 
 def score_table(rows: Sequence[Mapping[str, Any]], rewards: Sequence[str]) -> Table:

@@ -26,6 +26,8 @@ from sdpo.commands.compare.training import train_missing
 from sdpo.commands.compare.variants import name_overrides
 from sdpo.config.schema import Config
 from sdpo.estimate.cost import describe_cost
+from sdpo.evaluation.record import ImageScores
+from sdpo.report.formatting import step_label
 from sdpo.report.reader import Run, read_run
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -86,6 +88,11 @@ class Regime:
         path = RESULTS / "evidence" / self.name / run_name(setting, rate, seed)
         return read_run(path) if path.is_dir() else None
 
+    def results(self, setting: str, rate: float, seeds: Sequence[int]) -> dict[int, Result]:
+        """Return the results of the kept runs of a setting at a rate, by seed."""
+        runs = {seed: self.kept(setting, rate, seed) for seed in seeds}
+        return {seed: result_of(run) for seed, run in runs.items() if run is not None}
+
 
 def run_name(setting: str, rate: float, seed: int) -> str:
     """Return the name of a run's directory."""
@@ -136,40 +143,33 @@ def result_of(run: Run) -> Result:
     reward = next(iter(run.config["rewards"]))
     steps = sorted(tuned.seen.scores[reward])
 
-    def means(scores: Mapping[int, Any]) -> np.ndarray:
-        return np.array([np.mean(scores[s]) for s in steps])
+    def means(images: ImageScores, score: str) -> np.ndarray:
+        return np.array([images.mean(score, s) for s in steps])
 
     judged = base.seen.scores[tuned.judge]
     errors = [np.std(judged[s], ddof=1) / np.sqrt(len(judged[s])) for s in steps]
-    cost = next(row for row in run.metrics if row["epoch"] == tuned.epoch)
+    before, after = base.monitors["palette"], tuned.monitors["palette"]
     return Result(
         steps=steps,
-        reward=means(tuned.seen.scores[reward]),
-        base_reward=means(base.seen.scores[reward]),
-        judge=means(tuned.seen.scores[tuned.judge]),
-        base_judge=means(judged),
+        reward=means(tuned.seen, reward),
+        base_reward=means(base.seen, reward),
+        judge=means(tuned.seen, tuned.judge),
+        base_judge=means(base.seen, tuned.judge),
         judge_error=np.array(errors),
-        palette=np.array([background_spread(run, tuned.epoch, s) / background_spread(run, 0, s) for s in steps]),
-        samples=cost["images"],
-        evaluations=cost["denoiser_evaluations"],
-        queries=cost["reward_queries"],
+        palette=np.array([after[s] / before[s] for s in steps]),
+        samples=int(tuned.costs["images"]),
+        evaluations=int(tuned.costs["denoiser_evaluations"]),
+        queries=int(tuned.costs["reward_queries"]),
     )
-
-
-def background_spread(run: Run, epoch: int, steps: int) -> float:
-    """Return the spread of background colours at an evaluated epoch, from the metrics or the evaluation's file."""
-    record = yaml.safe_load((run.path / "evaluation" / f"epoch_{epoch:04d}.json").read_text(encoding="utf-8"))
-    return float(record["monitors"]["palette"][str(steps)])
 
 
 def choose_rate(regime: Regime, setting: str) -> float | None:
     """Return the learning rate that the plan's rule chooses; None while runs of the grid are missing."""
     by_rate: dict[float, list[Result]] = {}
     for rate in regime.grid(setting):
-        runs = [regime.kept(setting, rate, seed) for seed in regime.grid_seeds]
-        if any(run is None for run in runs):
+        by_rate[rate] = list(regime.results(setting, rate, regime.grid_seeds).values())
+        if len(by_rate[rate]) < len(regime.grid_seeds):
             return None
-        by_rate[rate] = [result_of(run) for run in runs if run is not None]
     admitted = {rate: results for rate, results in by_rate.items() if is_admitted(results)}
     if not admitted:
         return min(regime.grid(setting))
@@ -199,8 +199,7 @@ def reported(regime: Regime) -> Iterator[tuple[str, float, dict[int, Result]]]:
         rate = choose_rate(regime, setting)
         if rate is None:
             continue
-        runs = {seed: regime.kept(setting, rate, seed) for seed in regime.seeds}
-        results = {seed: result_of(run) for seed, run in runs.items() if run is not None}
+        results = regime.results(setting, rate, regime.seeds)
         if results:
             yield setting, rate, results
 
@@ -212,7 +211,7 @@ def make_tables(regime: Regime) -> str:
         nothing = "No setting has a finished grid and a reported run yet."
         return "\n".join([f"# {regime.name}", "", nothing, "", *grid_lines(regime), ""])
     steps = next(iter(rows[0][2].values())).steps
-    columns = [f"{s} step{'s' if s > 1 else ''}" for s in steps]
+    columns = [step_label(s) for s in steps]
     lines = [f"# {regime.name}", "", "Mean ± sample standard deviation over seeds of the reward; judge and palette"]
     lines += ["are means over seeds, at each step count; palette is the share of the base model's.", ""]
     head = ["setting", "lr", "seeds", "samples", "evaluations", "queries", *columns, "mean", "judge, %", "palette, %"]
@@ -245,8 +244,7 @@ def grid_lines(regime: Regime) -> list[str]:
     for setting in regime.settings:
         chosen = choose_rate(regime, setting)
         for rate in regime.grid(setting):
-            runs = {seed: regime.kept(setting, rate, seed) for seed in regime.grid_seeds}
-            results = {seed: result_of(run) for seed, run in runs.items() if run is not None}
+            results = regime.results(setting, rate, regime.grid_seeds)
             if results:
                 lines.append(line(grid_row(setting, rate, results, rate == chosen)))
     return lines

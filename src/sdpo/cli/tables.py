@@ -57,7 +57,7 @@ def strength_table(result: Mapping[str, Any]) -> Table:
 
 
 def _decimal(value: float | None) -> str:
-    """Four decimals; a power of ten for what they would show as 0 or nearly so, as a small divergence is."""
+    """Return four decimals, or a power of ten where four would show 0 or nearly so, as of a small divergence."""
     if value is None:
         return ""
     return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"

@@ -38,7 +38,7 @@ class BranchPoints:
         return cls(torch.cat([part.step for part in parts]), torch.cat([part.seen for part in parts]))
 
     def rows_by_seen(self) -> Iterator[tuple[int, Tensor]]:
-        """Each number of predicted clean latents that occurs, ascending, and the groups that have it, int64 [n]."""
+        """Yield each number of predicted clean latents that occurs, ascending, and its groups, int64 [n]."""
         for seen in self.seen.unique().tolist():
             yield seen, (self.seen == seen).nonzero().flatten()
 

@@ -121,5 +121,5 @@ def measure(
 
 
 def combine(factors: Tensor, projected: Tensor) -> Tensor:
-    """Each group's gradient by step, Σ_k f_{bki} S∇ℓ_{bki}, float32 [n, T, D]."""
+    """Return each group's gradient by step, Σ_k f_{bki} S∇ℓ_{bki}, float32 [n, T, D]."""
     return torch.einsum("bkt,bktd->btd", factors, projected[:, : factors.shape[1]])
